@@ -1,0 +1,182 @@
+"""Protocols, records and axis letters that every part of the package shares.
+
+Axis letters, used in all shape annotations:
+
+    T  time (always axis 0 of a rollout)      N  flat batch of transitions
+    B  environments                           M  minibatches
+    P  members of a population                A  discrete actions
+    K  bins or quantiles                      D  features
+
+Three kinds of Python type, each with one meaning:
+
+- a `flax.struct.dataclass` of arrays is *data*: an argument of `jit`, may be vmapped, saved, differentiated;
+- a `NamedTuple` of functions is *behaviour*: hashable, static;
+- a frozen `dataclass` is *structure* (`Config`): hashable, static, another value is another program.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import jax
+from flax import struct
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jaxrl.spaces import Space
+
+Key = jax.Array
+"""A typed random key (`jax.random.key`), shape ()."""
+
+Observation = PyTree
+Action = PyTree
+Memory = PyTree
+EnvState = Any
+EnvParams = Any
+State = Any
+Hyperparams = Any
+Metrics = dict[str, Array]
+"""`group/name` to array. What aggregates over episodes is a sum (`..._sum`) or a count (`.../count`)."""
+
+
+@struct.dataclass
+class EnvStep:
+    """What one environment returns for one action.
+
+    Attributes:
+      obs: the true successor observation, also when the episode ended (never that of the next episode).
+      reward: the reward of this transition, float32.
+      terminated: the episode ended in a terminal state: its value is zero.
+      truncated: the episode was cut from outside, by a time limit for instance: the successor has a value.
+        Both may be true at once; then the state is terminal.
+      info: named extra arrays.
+    """
+
+    obs: Observation
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+    info: dict[str, Any] = struct.field(default_factory=dict)
+
+    @property
+    def ended(self) -> Bool[Array, ""]:
+        """Whether the episode is over, for either reason."""
+        return self.terminated | self.truncated
+
+
+class Env(NamedTuple):
+    """One environment as pure functions. It never resets itself; `jaxrl.rollout` does that, once for all.
+
+    Attributes:
+      name: `suite/Name`.
+      reset: `(key, params) -> (state, obs)`.
+      step: `(key, state, action, params) -> (state, EnvStep)`.
+      default_params: `() -> params`, a pytree of arrays; every leaf may be vmapped and swept.
+      observation_space: the space of `obs`.
+      action_space: the space of `action`.
+      max_episode_steps: the time limit under the default parameters, or None if there is none.
+    """
+
+    name: str
+    reset: Callable[[Key, EnvParams], tuple[EnvState, Observation]]
+    step: Callable[[Key, EnvState, Action, EnvParams], tuple[EnvState, EnvStep]]
+    default_params: Callable[[], EnvParams]
+    observation_space: Space
+    action_space: Space
+    max_episode_steps: int | None = None
+
+
+class Algorithm(NamedTuple):
+    """A learner as pure functions; wrappers take one and return one, as `optax.chain` does.
+
+    Attributes:
+      init: `(key, hparams) -> state`. The only place where a key enters.
+      step: `(state, hparams) -> (state, metrics)`: one iteration of collecting and learning.
+      act: `(state, memory, obs, key) -> (action, memory)` for one environment; callers vmap. A key samples
+        from the policy, `None` takes its mode.
+      hyperparams: `(**changes) -> hparams`: the defaults with some leaves replaced, as strongly typed arrays.
+      initial_memory: `() -> memory` at the start of an episode; `()` unless recurrent.
+      env_steps: transitions that one `step` consumes, over all environments and members.
+      name: for run folders and messages.
+      env: the environment learned in, if there is one; `evaluate` plays in it.
+      config: the structure it was built with, for run folders and messages.
+    """
+
+    init: Callable[[Key, Hyperparams], State]
+    step: Callable[[State, Hyperparams], tuple[State, Metrics]]
+    act: Callable[[State, Memory, Observation, Key | None], tuple[Action, Memory]]
+    hyperparams: Callable[..., Hyperparams]
+    initial_memory: Callable[[], Memory] = tuple
+    env_steps: int = 0
+    name: str = "algorithm"
+    env: Env | None = None
+    config: Any = None
+
+
+@struct.dataclass
+class PolicyInputs:
+    """What an `Objective` sees of a minibatch; arrays have shape [N], or [T, b] for a recurrent network.
+
+    Attributes:
+      log_prob: log-probability of the action taken under the policy being learned.
+      behavior_log_prob: the same under the policy that acted.
+      proximal_log_prob: the same under the policy that the update should stay close to (that which acted,
+        unless the algorithm keeps another one).
+      policy: the distribution being learned.
+      proximal_policy: the distribution to stay close to.
+      advantage: as normalized by the algorithm.
+      entropy: of `policy`.
+      progress: share of the training horizon that has passed, shape ().
+    """
+
+    log_prob: Array
+    behavior_log_prob: Array
+    proximal_log_prob: Array
+    policy: Any
+    proximal_policy: Any
+    advantage: Array
+    entropy: Array
+    progress: Array
+
+
+class Objective(NamedTuple):
+    """A policy objective, written or learned.
+
+    Attributes:
+      init: `(key) -> params`, the coefficients of a written objective or the weights of a learned one.
+      loss: `(params, PolicyInputs) -> (scalar to minimize, metrics)`.
+      heads: extra network outputs that it needs, by name and size.
+      name: for messages.
+    """
+
+    init: Callable[[Key], PyTree]
+    loss: Callable[[PyTree, Any], tuple[Float[Array, ""], Metrics]]
+    heads: tuple[tuple[str, int], ...] = ()
+    name: str = "objective"
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def memoize(factory: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Makes equal arguments give the same record, so that `jit`'s cache hits when a notebook's cell runs again.
+
+    Raises (when the factory is called):
+      TypeError: an argument is not hashable.
+    """
+    cached = functools.lru_cache(maxsize=None)(factory)
+
+    @functools.wraps(factory)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        for name, value in [*enumerate(args), *kwargs.items()]:
+            try:
+                hash(value)
+            except TypeError:
+                raise TypeError(
+                    f"{factory.__name__}: argument {name} = {value!r} must be hashable, since equal arguments "
+                    "give the same compiled program. Pass a tuple for a list, a frozen dataclass for a dict; "
+                    "arrays belong in the hyperparameters."
+                ) from None
+        return cached(*args, **kwargs)
+
+    return wrapper
