@@ -1,0 +1,69 @@
+"""jaxrl: functional reinforcement-learning research in JAX."""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+from jaxrl._version import __version__
+
+if _TYPE_CHECKING:
+    from jaxrl import envs, networks, objectives, ops, wrappers
+    from jaxrl.algorithms.ppo import ppo
+    from jaxrl.envs import list_envs, make_env
+    from jaxrl.evaluate import Episodes, evaluate
+    from jaxrl.meta.population import population
+    from jaxrl.networks import actor_critic
+    from jaxrl.train import advance, train
+    from jaxrl.types import Algorithm, Env, EnvStep, Objective
+
+# Loaded on first use, so that `import jaxrl` and the command line start at once.
+_HOME = {
+    "Algorithm": "jaxrl.types",
+    "Env": "jaxrl.types",
+    "EnvStep": "jaxrl.types",
+    "Episodes": "jaxrl.evaluate",
+    "Objective": "jaxrl.types",
+    "actor_critic": "jaxrl.networks",
+    "advance": "jaxrl.train",
+    "evaluate": "jaxrl.evaluate",
+    "list_envs": "jaxrl.envs",
+    "make_env": "jaxrl.envs",
+    "population": "jaxrl.meta.population",
+    "ppo": "jaxrl.algorithms.ppo",
+    "train": "jaxrl.train",
+}
+_MODULES = ("envs", "networks", "objectives", "ops", "wrappers")
+
+__all__ = [
+    "Algorithm",
+    "Env",
+    "EnvStep",
+    "Episodes",
+    "Objective",
+    "__version__",
+    "actor_critic",
+    "advance",
+    "envs",
+    "evaluate",
+    "list_envs",
+    "make_env",
+    "networks",
+    "objectives",
+    "ops",
+    "population",
+    "ppo",
+    "train",
+    "wrappers",
+]
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _HOME:
+        return getattr(_import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return _import_module(f"jaxrl.{name}")
+    raise AttributeError(f"module 'jaxrl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,5 +1,7 @@
 """Operations on whole pytrees."""
 
+import dataclasses
+import difflib
 from typing import Any, TypeVar
 
 import jax
@@ -93,4 +95,37 @@ def replace_leaf(tree: Tree, name: str, value: Any) -> Tree:
     """
     if name not in named_leaves(tree):
         raise KeyError(name)
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: value if path_name(path) == name else leaf, tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: value if path_name(path) == name else leaf, tree
+    )
+
+
+def with_changes(record: Tree, changes: dict[str, Any], ranges: dict[str, tuple[float, float]]) -> Tree:
+    """Replaces fields of a record of hyperparameters, each converted to the dtype that the default has.
+
+    Args:
+      record: a `flax.struct.dataclass` of strongly typed arrays and nested records.
+      changes: new values by field name: numbers, sequences or arrays (leading axes may be added, for vmapping), or
+        whole records for nested fields.
+      ranges: inclusive bounds by field name, checked on concrete values.
+
+    Returns:
+      The new record, strongly typed.
+
+    Raises:
+      ValueError: a name is no field, or a value is outside of its range.
+    """
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+    for name, value in changes.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"No hyperparameter is called {name!r}; there are {sorted(fields)}.{hint}")
+        default = fields[name]
+        if not dataclasses.is_dataclass(default) and hasattr(default, "dtype"):
+            value = jnp.asarray(value, default.dtype)
+            low, high = ranges.get(name, (-np.inf, np.inf))
+            if not isinstance(value, jax.core.Tracer) and not bool(jnp.all((value >= low) & (value <= high))):
+                raise ValueError(f"{name} must be from {low} to {high}; got {name} = {value}.")
+        fields[name] = value
+    return as_arrays(type(record)(**fields))

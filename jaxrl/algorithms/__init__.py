@@ -1,0 +1,5 @@
+"""Algorithms, one file each; none imports another."""
+
+from jaxrl.algorithms.ppo import ppo
+
+__all__ = ["ppo"]

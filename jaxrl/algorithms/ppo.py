@@ -1,0 +1,435 @@
+"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347).
+
+One step of the algorithm, with its shapes:
+
+    collect        T steps in B environments                                     [T, B]
+    estimate       policy, value and log-probability of all of them at once      [T, B]
+                   generalized advantages and value targets                      [T, B]
+    update         num_epochs times: shuffle into M minibatches                  [M, N/M]
+      each           one optimizer step on
+                     objective + value_coef * value loss - entropy_coef * entropy
+
+A feedforward network shuffles single transitions (N = T*B); a recurrent one whole environments, so that a minibatch
+is [T, B/M] with the memory that each environment had when the rollout began.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxrl import rollout
+from jaxrl.networks import ActorCritic, actor_critic
+from jaxrl.networks.actor_critic import Output, to_env_action
+from jaxrl.objectives import clip
+from jaxrl.ops import minibatches, returns, reward_scaling, schedules, statistics, trees
+from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Objective, Observation, PolicyInputs, memoize
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What fixes shapes or the traced program; another value is another program.
+
+    Attributes:
+      num_envs: environments stepped side by side, B.
+      num_steps: steps of each environment per iteration, T.
+      num_epochs: passes over the rollout per iteration.
+      num_minibatches: parts that each pass splits it into, M.
+      normalize_advantage: over each minibatch, over the whole batch, or none.
+      clip_value: whether the value may move only by `value_clip` from where it was in the rollout.
+      schedule: how the learning rate falls with progress: constant, linear or cosine.
+      normalize_observations: whether the network sees observations less their running mean, by their deviation.
+      normalize_rewards: whether rewards are divided by the running deviation of the discounted return.
+      reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
+      reset_size: resets a step if pooled, states kept if cached.
+      matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
+    """
+
+    num_envs: int = 4
+    num_steps: int = 128
+    num_epochs: int = 4
+    num_minibatches: int = 4
+    normalize_advantage: Literal["minibatch", "batch", "none"] = "minibatch"
+    clip_value: bool = True
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    normalize_observations: bool = False
+    normalize_rewards: bool = False
+    reset: rollout.ResetMode = "fresh"
+    reset_size: int = 0
+    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+
+
+@struct.dataclass
+class Hyperparams:
+    """What is data: every leaf may be vmapped, searched, scheduled or meta-learned.
+
+    Attributes:
+      objective: coefficients of a written objective or weights of a learned one.
+      env: parameters of the environment.
+      learning_rate: of the optimizer, at the beginning.
+      gamma: discount factor.
+      gae_lambda: λ of the generalized advantage estimate.
+      entropy_coef: weight of the entropy bonus.
+      value_coef: weight of the value loss.
+      value_clip: how far the value may move in one iteration, if `clip_value`.
+      max_grad_norm: gradients of a greater global norm are scaled down to it.
+      target_kl: once a minibatch's KL divergence exceeds it, the rest of the iteration's updates are dropped.
+      horizon: environment steps over which progress goes from 0 to 1; infinite: no schedule.
+    """
+
+    objective: PyTree
+    env: PyTree
+    learning_rate: Float[Array, ""]
+    gamma: Float[Array, ""]
+    gae_lambda: Float[Array, ""]
+    entropy_coef: Float[Array, ""]
+    value_coef: Float[Array, ""]
+    value_clip: Float[Array, ""]
+    max_grad_norm: Float[Array, ""]
+    target_kl: Float[Array, ""]
+    horizon: Float[Array, ""]
+
+
+@struct.dataclass
+class State:
+    """All that one step changes; saving this saves the run.
+
+    Attributes:
+      key: the random key that every later draw comes from.
+      params: the network's parameters.
+      opt_state: the optimizer's state.
+      actor: environments in progress.
+      observation_statistics: running moments of observations, or ().
+      reward_statistics: running moments of the discounted return, or ().
+      discounted_return: return so far of each environment with the training discount, [B], or ().
+      num_steps: iterations done.
+    """
+
+    key: Key
+    params: PyTree
+    opt_state: optax.OptState
+    actor: rollout.ActorState
+    observation_statistics: PyTree
+    reward_statistics: PyTree
+    discounted_return: PyTree
+    num_steps: Int[Array, ""]
+
+
+Optimizer = Callable[[Hyperparams, Float[Array, ""]], optax.GradientTransformation]
+"""`(hparams, learning_rate) -> transformation`, rebuilt in every step, so that rates stay data."""
+
+
+def adam(hparams: Hyperparams, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
+    """Adam (ε = 1e-5) behind clipping of the global gradient norm to `max_grad_norm`."""
+    return optax.chain(
+        optax.clip_by_global_norm(hparams.max_grad_norm),  # type: ignore[arg-type]
+        optax.scale_by_adam(eps=1e-5),
+        optax.scale(-learning_rate),  # type: ignore[arg-type]
+    )
+
+
+@struct.dataclass
+class _Sample:
+    """A transition as the update sees it; leaves [T, B, ...], then [N/M, ...] or [T, B/M, ...]."""
+
+    obs: Observation
+    action: Action
+    start: Array
+    log_prob: Array
+    policy: Any
+    value: Array
+    advantage: Array
+    target: Array
+
+
+@memoize
+def ppo(
+    env: Env,
+    network: ActorCritic | None = None,
+    objective: Objective = clip(),  # noqa: B008 (memoized record)
+    optimizer: Optimizer = adam,
+    config: Config = Config(),  # noqa: B008 (frozen)
+) -> Algorithm:
+    """Builds PPO for an environment, a network and an objective.
+
+    Args:
+      env: the environment to learn in.
+      network: policy and value; None takes `actor_critic` with its defaults for the environment's spaces.
+      objective: the policy's loss; its parameters are `hparams.objective`, so a learned one takes the same slot.
+      optimizer: makes the gradient transformation from the hyperparameters and the present learning rate.
+      config: shapes and structure.
+
+    Returns:
+      The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`.
+
+    Raises:
+      ValueError: counts that are not positive, a rollout that does not split evenly into minibatches, an unknown
+        choice, or heads that the objective needs and the network lacks.
+
+    Example:
+      >>> import jaxrl
+      >>> agent = ppo(jaxrl.make_env("gymnax/CartPole-v1"), config=Config(num_envs=8))
+      >>> run = jax.jit(jaxrl.train(agent, num_steps=2))
+      >>> state, metrics = run(jax.random.key(1), agent.hyperparams(learning_rate=1e-3))
+      >>> metrics["loss/value"].shape
+      (2,)
+    """
+    net = network if network is not None else actor_critic(env.observation_space, env.action_space)
+    reset = rollout.Reset(config.reset, config.reset_size)
+    _validate(config, reset, net, objective)
+    batch_size = config.num_envs * config.num_steps
+    precision = config.matmul_precision
+
+    def hyperparams(**changes: Any) -> Hyperparams:
+        defaults = Hyperparams(
+            objective=objective.init(jax.random.key(0)),
+            env=env.default_params(),
+            **{name: jnp.float32(value) for name, value in _DEFAULTS.items()},
+        )
+        return trees.with_changes(defaults, changes, _RANGES)
+
+    def see(state: State, obs: Observation) -> Observation:
+        return statistics.normalize(state.observation_statistics, obs) if config.normalize_observations else obs
+
+    def init(key: Key, hparams: Hyperparams) -> State:
+        key, key_params, key_actor = jax.random.split(key, 3)
+        memory = net.initial_memory((config.num_envs,))
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, memory, reset)
+        one = jax.tree.map(lambda x: x[0], actor.obs)
+        with jax.default_matmul_precision(precision):
+            params = net.init(key_params, *_sequence(net, one, net.initial_memory()))
+        return State(
+            key=key,
+            params=params,
+            opt_state=optimizer(hparams, hparams.learning_rate).init(params),
+            actor=actor,
+            observation_statistics=statistics.init_statistics(one) if config.normalize_observations else (),
+            reward_statistics=statistics.init_statistics(jnp.float32(0)) if config.normalize_rewards else (),
+            discounted_return=jnp.zeros(config.num_envs, jnp.float32) if config.normalize_rewards else (),
+            num_steps=jnp.int32(0),
+        )
+
+    def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
+        with jax.default_matmul_precision(precision):
+            return _step(state, hparams)
+
+    def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
+        key, key_collect, key_update = jax.random.split(state.key, 3)
+        progress = schedules.progress(state.num_steps.astype(jnp.float32) * batch_size, hparams.horizon)
+        transform = optimizer(hparams, hparams.learning_rate * schedules.SCHEDULES[config.schedule](progress))
+
+        # --- Collect ---------------------------------------------------------------------------------------------
+        def policy(key: Key, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
+            output, memory = _apply(net, state.params, see(state, obs), memory, start)
+            action = output.policy.sample(key)
+            return action, to_env_action(env.action_space, action), memory, ()
+
+        actor, batch, metrics = rollout.collect(
+            key_collect, env, hparams.env, state.actor, policy, config.num_steps, reset
+        )
+
+        # --- Estimate --------------------------------------------------------------------------------------------
+        obs, next_obs = see(state, batch.obs), see(state, batch.next_obs)
+        output, _ = net.apply(state.params, obs, state.actor.memory, batch.start)
+        # The true successor's value, of the next episode's first observation nowhere.
+        flat_obs, flat_memory = trees.flatten_time((next_obs, batch.memory))
+        never = jnp.zeros(batch_size, bool)
+        next_value = _apply(net, state.params, flat_obs, flat_memory, never)[0].value.reshape(batch.reward.shape)
+        reward, reward_statistics, discounted_return = batch.reward, (), ()
+        if config.normalize_rewards:
+            reward, reward_statistics, discounted_return = reward_scaling.scale_rewards(
+                state.reward_statistics, state.discounted_return, reward, batch.ended, hparams.gamma
+            )
+        advantage = returns.gae(
+            reward, output.value, next_value, batch.terminated, batch.truncated, hparams.gamma, hparams.gae_lambda
+        )
+        samples = _Sample(
+            obs=obs,
+            action=batch.action,
+            start=batch.start,
+            log_prob=output.policy.log_prob(batch.action),
+            policy=output.policy,
+            value=output.value,
+            advantage=_standardize(advantage) if config.normalize_advantage == "batch" else advantage,
+            target=advantage + output.value,
+        )
+        metrics["value/explained_variance"] = statistics.explained_variance(output.value, samples.target)
+
+        # --- Update ----------------------------------------------------------------------------------------------
+        def loss(params: PyTree, sample: _Sample, memory: Memory) -> tuple[Array, Metrics]:
+            output, _ = net.apply(params, sample.obs, memory, sample.start)
+            return _loss(output, sample, objective, hparams, config, progress)
+
+        def update(carry: Any, minibatch: tuple[_Sample, Memory]) -> tuple[Any, Metrics]:
+            params, opt_state, stopped = carry
+            gradient, info = jax.grad(loss, has_aux=True)(params, *minibatch)
+            updates, new_opt_state = transform.update(gradient, opt_state, params)
+            # A mask, not a condition: under vmap a condition would run both branches anyway.
+            stopped = stopped | (info["policy/kl"] > hparams.target_kl)
+            keep = (optax.apply_updates(params, updates), new_opt_state)
+            params, opt_state = trees.where(stopped, (params, opt_state), keep)
+            info["gradient/norm"] = optax.tree.norm(gradient)
+            info["update/share_applied"] = 1.0 - stopped.astype(jnp.float32)
+            return (params, opt_state, stopped), info
+
+        def epoch(carry: Any, key: Key) -> tuple[Any, Metrics]:
+            parts = minibatches.shuffled(
+                key, samples, state.actor.memory, config.num_minibatches, whole_sequences=net.recurrent
+            )
+            return jax.lax.scan(update, carry, parts)
+
+        keys = jax.random.split(key_update, config.num_epochs)
+        carry = (state.params, state.opt_state, jnp.bool_(False))
+        (params, opt_state, _), info = jax.lax.scan(epoch, carry, keys)
+        metrics |= jax.tree.map(jnp.mean, info)
+
+        observation_statistics = state.observation_statistics
+        if config.normalize_observations:
+            # After the update, so that the ratio is 1 in the first epoch.
+            observation_statistics = statistics.update_statistics(observation_statistics, batch.obs, 2)
+        state = State(
+            key=key,
+            params=params,
+            opt_state=opt_state,
+            actor=actor,
+            observation_statistics=observation_statistics,
+            reward_statistics=reward_statistics,
+            discounted_return=discounted_return,
+            num_steps=state.num_steps + 1,
+        )
+        return state, metrics
+
+    def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
+        with jax.default_matmul_precision(precision):
+            output, memory = net.apply(state.params, *_sequence(net, see(state, obs), memory))
+        action = output.policy.mode() if key is None else output.policy.sample(key)
+        if net.recurrent:
+            action, memory = jax.tree.map(lambda x: x[0, 0], action), jax.tree.map(lambda x: x[0], memory)
+        return to_env_action(env.action_space, action), memory
+
+    return Algorithm(
+        init=init,
+        step=step,
+        act=act,
+        hyperparams=hyperparams,
+        initial_memory=net.initial_memory,
+        env_steps=batch_size,
+        name="ppo",
+        env=env,
+        config=config,
+    )
+
+
+def _loss(
+    output: Output, sample: _Sample, objective: Objective, hparams: Hyperparams, config: Config, progress: Array
+) -> tuple[Array, Metrics]:
+    """The loss of one minibatch and its metrics."""
+    log_prob = output.policy.log_prob(sample.action)
+    entropy = output.policy.entropy()
+    advantage = _standardize(sample.advantage) if config.normalize_advantage == "minibatch" else sample.advantage
+    inputs = PolicyInputs(
+        log_prob=log_prob,
+        behavior_log_prob=sample.log_prob,
+        proximal_log_prob=sample.log_prob,
+        policy=output.policy,
+        proximal_policy=sample.policy,
+        advantage=advantage,
+        entropy=entropy,
+        progress=progress,
+    )
+    policy_loss, metrics = objective.loss(hparams.objective, inputs)
+    error = jnp.square(output.value - sample.target)
+    if config.clip_value:
+        moved = jnp.clip(output.value - sample.value, -hparams.value_clip, hparams.value_clip)
+        error = jnp.maximum(error, jnp.square(sample.value + moved - sample.target))
+    value_loss = 0.5 * jnp.mean(error)
+    mean_entropy = jnp.mean(entropy)
+    log_ratio = log_prob - sample.log_prob
+    metrics |= {
+        "loss/policy": policy_loss,
+        "loss/value": value_loss,
+        "policy/entropy": mean_entropy,
+        # Schulman's low-variance estimate of KL(old ‖ new): E[(r - 1) - log r].
+        "policy/kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
+    }
+    return policy_loss + hparams.value_coef * value_loss - hparams.entropy_coef * mean_entropy, metrics
+
+
+def _standardize(x: Array) -> Array:
+    return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
+
+
+def _sequence(net: ActorCritic, obs: Observation, memory: Memory) -> tuple[Any, Memory, Any]:
+    """One observation as the network wants it: as it is, or [1, 1, ...] with memory [1, ...]."""
+    if not net.recurrent:
+        return obs, (), None
+    expand = jax.tree.map(lambda x: x[None, None], obs)
+    return expand, jax.tree.map(lambda x: x[None], memory), jnp.zeros((1, 1), bool)
+
+
+def _apply(net: ActorCritic, params: PyTree, obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
+    """Applies the network to one time step of a batch: obs [B, ...], memory [B, ...], start [B]."""
+    if not net.recurrent:
+        return net.apply(params, obs)  # type: ignore[return-value]
+    output, memory = net.apply(params, jax.tree.map(lambda x: x[None], obs), memory, start[None])  # type: ignore[misc]
+    return jax.tree.map(lambda x: x[0], output), memory
+
+
+def _validate(config: Config, reset: rollout.Reset, net: ActorCritic, objective: Objective) -> None:
+    for name in ("num_envs", "num_steps", "num_epochs", "num_minibatches"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1; got {name} = {getattr(config, name)}.")
+    batch_size = config.num_envs * config.num_steps
+    if net.recurrent and config.num_envs % config.num_minibatches:
+        raise ValueError(
+            "With a recurrent network whole environments are shuffled, so num_envs must be divisible by "
+            f"num_minibatches; got num_envs = {config.num_envs}, num_minibatches = {config.num_minibatches}."
+        )
+    if batch_size % config.num_minibatches:
+        raise ValueError(
+            f"num_envs * num_steps must be divisible by num_minibatches; got {config.num_envs} * {config.num_steps} "
+            f"= {batch_size} and num_minibatches = {config.num_minibatches}."
+        )
+    choices = {
+        "normalize_advantage": ("minibatch", "batch", "none"),
+        "schedule": tuple(schedules.SCHEDULES),
+        "matmul_precision": ("float32", "tensorfloat32", "bfloat16"),
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}; got {name} = {getattr(config, name)!r}.")
+    reset.validate(config.num_envs)
+    if missing := set(objective.heads) - set(net.heads):
+        raise ValueError(
+            f"The objective {objective.name!r} needs the heads {sorted(missing)}, which the network lacks: "
+            f"pass network=actor_critic(..., heads={objective.heads})."
+        )
+
+
+_DEFAULTS = {
+    "learning_rate": 2.5e-4,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "entropy_coef": 0.01,
+    "value_coef": 0.5,
+    "value_clip": 0.2,
+    "max_grad_norm": 0.5,
+    "target_kl": float("inf"),
+    "horizon": float("inf"),
+}
+
+_RANGES = {
+    "learning_rate": (0.0, float("inf")),
+    "gamma": (0.0, 1.0),
+    "gae_lambda": (0.0, 1.0),
+    "value_coef": (0.0, float("inf")),
+    "value_clip": (0.0, float("inf")),
+    "max_grad_norm": (1e-12, float("inf")),
+    "target_kl": (0.0, float("inf")),
+    "horizon": (1.0, float("inf")),
+}

@@ -1,0 +1,79 @@
+"""A population: P independent members of one algorithm as one algorithm."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.ops import trees
+from jaxrl.types import Action, Algorithm, Hyperparams, Key, Memory, Metrics, Observation, State, memoize
+
+
+@memoize
+def population(algorithm: Algorithm, num_members: int, mapped: tuple[str, ...] = ()) -> Algorithm:
+    """Trains P members side by side in one program; each gets a key of its own.
+
+    Args:
+      algorithm: what each member runs.
+      num_members: P.
+      mapped: dotted paths of the hyperparameters' leaves that have a leading axis [P], one value a member, for
+        instance `("learning_rate", "env.gravity")`; all others are shared.
+
+    Returns:
+      The algorithm whose state, metrics, memory, observations and actions have a leading axis [P].
+
+    Raises:
+      ValueError: P is not positive, or a path names no leaf.
+
+    Example:
+      >>> import jaxrl
+      >>> agent = population(jaxrl.ppo(jaxrl.make_env("gymnax/CartPole-v1")), 3, mapped=("learning_rate",))
+      >>> hparams = agent.hyperparams(learning_rate=[1e-4, 1e-3, 1e-2])
+      >>> state, metrics = jaxrl.train(agent, 1)(jax.random.key(0), hparams)
+      >>> metrics["loss/policy"].shape
+      (1, 3)
+    """
+    if num_members < 1:
+        raise ValueError(f"population: num_members must be at least 1; got num_members = {num_members}.")
+    template = algorithm.hyperparams()
+    leaves = trees.named_leaves(template)
+    if unknown := [name for name in mapped if name not in leaves]:
+        raise ValueError(f"population: mapped names {unknown}, which are no leaves; there are {sorted(leaves)}.")
+    axes = jax.tree_util.tree_map_with_path(lambda path, _: 0 if trees.path_name(path) in mapped else None, template)
+
+    def hyperparams(**changes: Any) -> Hyperparams:
+        hparams = algorithm.hyperparams(**changes)
+
+        def spread(path: tuple[Any, ...], leaf: Any, default: Any) -> Any:
+            name = trees.path_name(path)
+            if name not in mapped or leaf.ndim > default.ndim:
+                return leaf
+            return jnp.broadcast_to(leaf, (num_members, *leaf.shape))
+
+        return jax.tree_util.tree_map_with_path(spread, hparams, template)
+
+    def init(key: Key, hparams: Hyperparams) -> State:
+        return jax.vmap(algorithm.init, (0, axes))(jax.random.split(key, num_members), hparams)
+
+    def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
+        return jax.vmap(algorithm.step, (0, axes))(state, hparams)
+
+    def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
+        if key is None:
+            return jax.vmap(lambda s, m, o: algorithm.act(s, m, o, None))(state, memory, obs)
+        return jax.vmap(algorithm.act)(state, memory, obs, jax.random.split(key, num_members))
+
+    def initial_memory() -> Memory:
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_members, *x.shape)), algorithm.initial_memory())
+
+    return Algorithm(
+        init=init,
+        step=step,
+        act=act,
+        hyperparams=hyperparams,
+        initial_memory=initial_memory,
+        env_steps=algorithm.env_steps * num_members,
+        name=f"population({algorithm.name}, {num_members})",
+        env=algorithm.env,
+        config=algorithm.config,
+    )

@@ -1,0 +1,177 @@
+"""The actor-critic network: one module for every observation space, action space, torso and memory."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from jaxrl import spaces
+from jaxrl.networks.initializers import orthogonal
+from jaxrl.networks.recurrent import CORES
+from jaxrl.networks.torsos import MLP, Encoder, activation_function
+from jaxrl.ops import distributions
+from jaxrl.types import Memory, memoize
+
+
+@struct.dataclass
+class Output:
+    """What an actor-critic says of observations with leading axes [...].
+
+    Attributes:
+      policy: a distribution over actions, batch shape [...].
+      value: estimated return, [...].
+      heads: further outputs by name, each [..., size].
+    """
+
+    policy: Any
+    value: Float[Array, "..."]
+    heads: dict[str, Array]
+
+
+class ActorCritic(nn.Module):
+    """A policy and a value function.
+
+    Without memory, policy and value have torsos of their own and leading axes are free. With memory, both read one
+    encoder and one recurrent core, inputs are [T, B, ...] and the memory is forgotten wherever an episode starts.
+
+    A `Box` policy works in units where the bounds are -1 and 1; `to_env_action` maps to the environment's.
+
+    Attributes:
+      observation_space: space of one observation.
+      action_space: space of one action.
+      hidden: widths of the torsos' dense layers.
+      activation: name of the activation (`tanh`, `relu`, `gelu`, `silu`, `elu`).
+      convolve: whether images [H, W, C] go through a CNN; otherwise they are flattened.
+      layer_norm: whether dense layers are normalized.
+      memory: `none`, `gru`, `lstm` or `s5`.
+      memory_size: width of the recurrent core.
+      policy: for a `Box`: `gaussian` or `tanh_gaussian`.
+      heads: further linear outputs as (name, size), which an objective may ask for.
+      dtype: of the torsos' computation; parameters and outputs stay float32.
+    """
+
+    observation_space: spaces.Space
+    action_space: spaces.Space
+    hidden: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    convolve: bool = True
+    layer_norm: bool = False
+    memory: str = "none"
+    memory_size: int = 128
+    policy: str = "gaussian"
+    heads: tuple[tuple[str, int], ...] = ()
+    dtype: Any = jnp.float32
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether there is a memory."""
+        return self.memory != "none"
+
+    def initial_memory(self, batch_shape: tuple[int, ...] = ()) -> Memory:
+        """Memory at the start of an episode, leaves [*batch_shape, ...]; `()` without memory."""
+        return CORES[self.memory](self.memory_size, parent=None).initial_memory(batch_shape) if self.recurrent else ()
+
+    @nn.compact
+    def __call__(self, obs: Any, memory: Memory = (), start: Bool[Array, "..."] | None = None) -> tuple[Output, Memory]:
+        """Evaluates observations.
+
+        Args:
+          obs: observations [..., *shape], or [T, B, *shape] with memory.
+          memory: memory before the first of them, leaves [B, ...].
+          start: true where an observation is the first of its episode, [T, B]; read only with memory.
+
+        Returns:
+          The outputs [...], and the memory after the last observation.
+        """
+        if self.recurrent:
+            assert start is not None
+            features = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="torso")(self._encode(obs, ""))
+            memory, core = CORES[self.memory](self.memory_size, name="core")(memory, features.astype(jnp.float32), start)
+            actor = critic = core
+        else:
+            actor = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="actor")(self._encode(obs, "actor_"))
+            critic = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="critic")(self._encode(obs, "critic_"))
+        actor, critic = actor.astype(jnp.float32), critic.astype(jnp.float32)
+        mask = obs.get("action_mask") if isinstance(obs, dict) else None
+        value = nn.Dense(1, kernel_init=orthogonal(1.0), name="value")(critic)
+        heads = {name: nn.Dense(size, kernel_init=orthogonal(1.0), name=f"head_{name}")(actor) for name, size in self.heads}
+        return Output(self._distribution(actor, mask), value[..., 0], heads), memory
+
+    def _encode(self, obs: Any, prefix: str) -> Array:
+        return Encoder(self.observation_space, self.convolve, self.activation, self.dtype, name=f"{prefix}encoder")(obs)
+
+    def _distribution(self, features: Array, mask: Array | None) -> Any:
+        space, init = self.action_space, orthogonal(0.01)
+        if isinstance(space, spaces.Discrete):
+            logits = nn.Dense(space.n, kernel_init=init, name="policy")(features)
+            return distributions.Categorical(logits) if mask is None else distributions.masked_categorical(logits, mask)
+        if isinstance(space, spaces.MultiDiscrete):
+            logits = nn.Dense(sum(space.nvec), kernel_init=init, name="policy")(features)
+            ends = [sum(space.nvec[: i + 1]) for i in range(len(space.nvec) - 1)]
+            return distributions.MultiCategorical(tuple(jnp.split(logits, ends, axis=-1)))
+        num = spaces.size(space)
+        mean = nn.Dense(num, kernel_init=init, name="policy")(features)
+        log_std = jnp.broadcast_to(self.param("log_std", nn.initializers.zeros, (num,)), mean.shape)
+        if self.policy == "tanh_gaussian":
+            return distributions.TanhGaussian(mean, log_std, -1.0, 1.0)
+        return distributions.Gaussian(mean, log_std)
+
+
+def to_env_action(space: spaces.Space, action: Any) -> Any:
+    """Maps a policy's action to the environment's: a bounded `Box` from [-1, 1], clipped, to its bounds.
+
+    Args:
+      space: the environment's action space.
+      action: actions [..., n] for a `Box` of n entries, otherwise as the space has them.
+
+    Returns:
+      Actions of the space's shape and dtype, with the same leading axes.
+    """
+    if not isinstance(space, spaces.Box):
+        return action
+    shape = (*action.shape[:-1], *space.shape)
+    if not space.bounded:
+        return action.reshape(shape).astype(space.dtype)
+    low, high = jnp.asarray(space.low_array.ravel()), jnp.asarray(space.high_array.ravel())
+    scaled = jnp.clip(action, -1.0, 1.0) * (0.5 * (high - low)) + 0.5 * (high + low)
+    return scaled.reshape(shape).astype(space.dtype)
+
+
+@memoize
+def actor_critic(observation_space: spaces.Space, action_space: spaces.Space, **options: Any) -> ActorCritic:
+    """Builds an `ActorCritic` for two spaces.
+
+    Args:
+      observation_space: space of one observation.
+      action_space: space of one action.
+      **options: attributes of `ActorCritic`.
+
+    Returns:
+      The module; equal arguments give the same one.
+
+    Raises:
+      ValueError: an option is unknown or has a value that it cannot have.
+
+    Example:
+      >>> net = actor_critic(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2), hidden=(8,))
+      >>> params = net.init(jax.random.key(0), jnp.zeros((3,)))
+      >>> net.apply(params, jnp.zeros((5, 3)))[0].value.shape
+      (5,)
+    """
+    known = set(ActorCritic.__dataclass_fields__) - {"parent", "name", "observation_space", "action_space"}
+    if unknown := set(options) - known:
+        raise ValueError(f"Unknown network options {sorted(unknown)}; there are {sorted(known)}.")
+    network = ActorCritic(observation_space, action_space, **options)
+    activation_function(network.activation)
+    if network.memory not in ("none", *CORES):
+        raise ValueError(f"memory must be none or one of {sorted(CORES)}; got memory = {network.memory!r}.")
+    if network.policy not in ("gaussian", "tanh_gaussian"):
+        raise ValueError(f"policy must be gaussian or tanh_gaussian; got policy = {network.policy!r}.")
+    if isinstance(action_space, spaces.Dict):
+        raise ValueError("actor_critic has no head for a Dict of actions; wrap the environment to flatten its actions.")
+    if network.policy == "tanh_gaussian" and not (isinstance(action_space, spaces.Box) and action_space.bounded):
+        raise ValueError(f"policy = 'tanh_gaussian' needs a Box of actions with finite bounds; got {action_space}.")
+    return network

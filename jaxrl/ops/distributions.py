@@ -1,0 +1,289 @@
+"""Distributions of actions as pytrees.
+
+Leading axes are a batch; what one draw looks like is said with each class. A distribution is data: it may be an output
+of `jit`, stacked by `scan`, mapped by `vmap` and differentiated through. All have
+
+    sample(key)              one draw for each entry of the batch
+    sample_and_log_prob(key) the same with its log-probability, cheaper and more exact than two calls
+    log_prob(x)              [*batch]
+    entropy()                [*batch], in nats
+    kl(other)                KL(self || other), [*batch], of the same class
+    mode()                   the draw to take where no noise is wanted
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrl.types import Key
+
+_ILLEGAL_LOGIT = -1e9
+_LOG_2 = math.log(2.0)
+_HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)
+_MAX_TANH = 1.0 - 1e-6
+
+
+@struct.dataclass
+class Categorical:
+    """Actions 0 … A-1 with probabilities softmax(logits); one draw is an int32 of shape ().
+
+    Attributes:
+      logits: unnormalized log-probabilities.
+    """
+
+    logits: Float[Array, "*batch A"]
+
+    def log_probs(self) -> Float[Array, "*batch A"]:
+        """Log-probabilities of all actions."""
+        return jax.nn.log_softmax(self.logits)
+
+    def probs(self) -> Float[Array, "*batch A"]:
+        """Probabilities of all actions."""
+        return jax.nn.softmax(self.logits)
+
+    def sample(self, key: Key) -> Int[Array, "*batch"]:
+        """Draws one action."""
+        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+
+    def sample_and_log_prob(self, key: Key) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
+        """Draws one action; also its log-probability."""
+        action = self.sample(key)
+        return action, self.log_prob(action)
+
+    def log_prob(self, x: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """Log-probability of an action."""
+        one_hot = jax.nn.one_hot(x, self.logits.shape[-1], dtype=jnp.bool_)
+        return jnp.sum(jnp.where(one_hot, self.log_probs(), 0.0), axis=-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """-Σ p log p."""
+        return -jnp.sum(self.probs() * self.log_probs(), axis=-1)
+
+    def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
+        """Σ p (log p - log q)."""
+        return jnp.sum(self.probs() * (self.log_probs() - other.log_probs()), axis=-1)
+
+    def mode(self) -> Int[Array, "*batch"]:
+        """The most probable action, the first of several."""
+        return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+
+def masked_categorical(
+    logits: Float[Array, "*batch A"], mask: Bool[Array, "*batch A"]
+) -> Categorical:
+    """A `Categorical` over the legal actions only.
+
+    An illegal action's logit is replaced by a finite number so low that its probability is exactly zero in float32;
+    entropy, KL and all gradients stay finite, and no gradient reaches the logits of illegal actions. Where a mask
+    allows nothing, the distribution is uniform over all actions. `kl` to a distribution that forbids an action of
+    positive probability is finite but huge (about 1e9 times that probability).
+
+    Args:
+      logits: unnormalized log-probabilities, of magnitude well below 1e9.
+      mask: true where an action is legal (other dtypes: not zero).
+    """
+    return Categorical(jnp.where(mask.astype(jnp.bool_), logits, _ILLEGAL_LOGIT))
+
+
+@struct.dataclass
+class MultiCategorical:
+    """Several independent categorical actions; one draw is an int32 of shape (k,).
+
+    Attributes:
+      logits: k arrays, one for each part, each with its own number of actions.
+    """
+
+    logits: tuple[Float[Array, "*batch A"], ...]
+
+    def parts(self) -> tuple[Categorical, ...]:
+        """The distributions of the parts."""
+        return tuple(Categorical(logits) for logits in self.logits)
+
+    def sample(self, key: Key) -> Int[Array, "*batch k"]:
+        """Draws all parts."""
+        keys = jax.random.split(key, len(self.logits))
+        draws = [part.sample(keys[i]) for i, part in enumerate(self.parts())]
+        return jnp.stack(draws, axis=-1)
+
+    def sample_and_log_prob(
+        self, key: Key
+    ) -> tuple[Int[Array, "*batch k"], Float[Array, "*batch"]]:
+        """Draws all parts; also their joint log-probability."""
+        action = self.sample(key)
+        return action, self.log_prob(action)
+
+    def log_prob(self, x: Int[Array, "*batch k"]) -> Float[Array, "*batch"]:
+        """Joint log-probability."""
+        return _sum([part.log_prob(x[..., i]) for i, part in enumerate(self.parts())])
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Joint entropy, the sum over the parts."""
+        return _sum([part.entropy() for part in self.parts()])
+
+    def kl(self, other: "MultiCategorical") -> Float[Array, "*batch"]:
+        """Joint KL divergence, the sum over the parts."""
+        pairs = zip(self.parts(), other.parts(), strict=True)
+        return _sum([part.kl(other_part) for part, other_part in pairs])
+
+    def mode(self) -> Int[Array, "*batch k"]:
+        """The most probable action of each part."""
+        return jnp.stack([part.mode() for part in self.parts()], axis=-1)
+
+
+@struct.dataclass
+class Gaussian:
+    """Independent normal variables; one draw is a float vector, the last axis.
+
+    Attributes:
+      mean: means.
+      log_std: logarithms of the standard deviations, a shape that broadcasts to that of `mean`. Give both the same
+        shape where the distribution itself is mapped or stacked.
+    """
+
+    mean: Float[Array, "*batch D"]
+    log_std: Float[Array, "*#batch D"]
+
+    def sample(self, key: Key) -> Float[Array, "*batch D"]:
+        """Draws one vector, differentiable in mean and log_std."""
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.exp(self._full_log_std()) * noise
+
+    def sample_and_log_prob(
+        self, key: Key
+    ) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
+        """Draws one vector; also its log-density."""
+        x = self.sample(key)
+        return x, self.log_prob(x)
+
+    def log_prob(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        """Log-density."""
+        log_std = self._full_log_std()
+        z = (x - self.mean) * jnp.exp(-log_std)
+        return jnp.sum(-0.5 * z * z - log_std - _HALF_LOG_2_PI, axis=-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Σ_d (½ log 2πe + log σ_d)."""
+        return jnp.sum(self._full_log_std() + (0.5 + _HALF_LOG_2_PI), axis=-1)
+
+    def kl(self, other: "Gaussian") -> Float[Array, "*batch"]:
+        """Σ_d [log σ'/σ + (σ² + (μ - μ')²) / 2σ'² - ½]."""
+        log_std, other_log_std = self._full_log_std(), other._full_log_std()
+        log_ratio = log_std - other_log_std
+        z = (self.mean - other.mean) * jnp.exp(-other_log_std)
+        # expm1 keeps the divergence of two nearly equal policies, which stopping rules compare with 0.01
+        return jnp.sum(0.5 * (jnp.expm1(2.0 * log_ratio) + z * z) - log_ratio, axis=-1)
+
+    def mode(self) -> Float[Array, "*batch D"]:
+        """The mean."""
+        return self.mean
+
+    def _full_log_std(self) -> Float[Array, "*batch D"]:
+        return jnp.broadcast_to(self.log_std, self.mean.shape)
+
+
+@struct.dataclass
+class TanhGaussian:
+    """A Gaussian squashed by tanh and mapped to [low, high]; one draw is a float vector, the last axis.
+
+        a = low + (high - low) (tanh(u) + 1) / 2,   u ~ N(mean, exp(log_std)²)
+
+    `low` and `high` are structure, numbers or tuples of D numbers (arrays are converted), so that mapping and stacking
+    a distribution leaves them alone.
+
+    Attributes:
+      mean: means before squashing.
+      log_std: logarithms of the standard deviations before squashing, as in `Gaussian`.
+      low: finite lower bounds.
+      high: finite upper bounds.
+    """
+
+    mean: Float[Array, "*batch D"]
+    log_std: Float[Array, "*#batch D"]
+    low: Any = struct.field(pytree_node=False, default=-1.0)
+    high: Any = struct.field(pytree_node=False, default=1.0)
+
+    def __post_init__(self):
+        for name in ("low", "high"):
+            bound = getattr(self, name)
+            if not isinstance(bound, (float, tuple)):
+                array = np.asarray(bound, np.float64)
+                packed = float(array) if array.ndim == 0 else tuple(array.ravel().tolist())
+                object.__setattr__(self, name, packed)
+
+    def base(self) -> Gaussian:
+        """The Gaussian before squashing."""
+        return Gaussian(self.mean, self.log_std)
+
+    def sample(self, key: Key) -> Float[Array, "*batch D"]:
+        """Draws one vector, differentiable in mean and log_std."""
+        return self._forward(self.base().sample(key))
+
+    def sample_and_log_prob(
+        self, key: Key
+    ) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
+        """Draws one vector; also its log-density, computed before rounding to the bounds can lose it."""
+        u = self.base().sample(key)
+        return self._forward(u), self._log_prob_before(u)
+
+    def log_prob(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        """Log-density. What lies closer to a bound than 5e-7 of the range is taken to lie there."""
+        _, half_range = self._bounds()
+        low = self._bound(self.low)
+        squashed = jnp.clip((x - low) / half_range - 1.0, -_MAX_TANH, _MAX_TANH)
+        return self._log_prob_before(jnp.arctanh(squashed))
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Differential entropy on [low, high]."""
+        nodes, weights = _hermite(16)
+        log_std = self.base()._full_log_std()
+        u = self.mean[..., None] + jnp.exp(log_std)[..., None] * jnp.broadcast_to(
+            jnp.asarray(nodes, self.mean.dtype), (*self.mean.shape, len(nodes))
+        )
+        expected = _log_tanh_slope(u) @ jnp.asarray(weights, self.mean.dtype)
+        _, half_range = self._bounds()
+        return self.base().entropy() + jnp.sum(expected + jnp.log(half_range), axis=-1)
+
+    def kl(self, other: "TanhGaussian") -> Float[Array, "*batch"]:
+        """That of the Gaussians before squashing, to which it is equal if both have the same bounds."""
+        return self.base().kl(other.base())
+
+    def mode(self) -> Float[Array, "*batch D"]:
+        """The image of the mean, which is the median (the mode of the density may lie on a bound)."""
+        return self._forward(self.mean)
+
+    def _bound(self, bound: Any) -> Array:
+        return jnp.broadcast_to(jnp.asarray(bound, self.mean.dtype), self.mean.shape)
+
+    def _bounds(self) -> tuple[Array, Array]:
+        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+        return self._bound((low + high) / 2), self._bound((high - low) / 2)
+
+    def _forward(self, u: Array) -> Array:
+        center, half_range = self._bounds()
+        return center + half_range * jnp.tanh(u)
+
+    def _log_prob_before(self, u: Array) -> Array:
+        _, half_range = self._bounds()
+        return self.base().log_prob(u) - jnp.sum(_log_tanh_slope(u) + jnp.log(half_range), axis=-1)
+
+
+Distribution = Categorical | MultiCategorical | Gaussian | TanhGaussian
+
+
+def _sum(terms: list[Array]) -> Array:
+    return jnp.sum(jnp.stack(terms), axis=0)
+
+
+def _log_tanh_slope(u: Array) -> Array:
+    """log(1 - tanh²u), without the cancellation of that form."""
+    return 2.0 * (_LOG_2 - u - jax.nn.softplus(-2.0 * u))
+
+
+def _hermite(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
+    return nodes, weights / weights.sum()
