@@ -10,10 +10,10 @@ if _TYPE_CHECKING:
     from jaxrl import envs, networks, objectives, ops, wrappers
     from jaxrl.algorithms.ppo import ppo
     from jaxrl.envs import list_envs, make_env
-    from jaxrl.evaluate import Episodes, evaluate
+    from jaxrl.evaluation import Episodes, evaluate
     from jaxrl.meta.population import population
     from jaxrl.networks import actor_critic
-    from jaxrl.train import advance, train
+    from jaxrl.training import advance, train
     from jaxrl.types import Algorithm, Env, EnvStep, Objective
 
 # Loaded on first use, so that `import jaxrl` and the command line start at once.
@@ -21,16 +21,16 @@ _HOME = {
     "Algorithm": "jaxrl.types",
     "Env": "jaxrl.types",
     "EnvStep": "jaxrl.types",
-    "Episodes": "jaxrl.evaluate",
+    "Episodes": "jaxrl.evaluation",
     "Objective": "jaxrl.types",
     "actor_critic": "jaxrl.networks",
-    "advance": "jaxrl.train",
-    "evaluate": "jaxrl.evaluate",
+    "advance": "jaxrl.training",
+    "evaluate": "jaxrl.evaluation",
     "list_envs": "jaxrl.envs",
     "make_env": "jaxrl.envs",
     "population": "jaxrl.meta.population",
     "ppo": "jaxrl.algorithms.ppo",
-    "train": "jaxrl.train",
+    "train": "jaxrl.training",
 }
 _MODULES = ("envs", "networks", "objectives", "ops", "wrappers")
 

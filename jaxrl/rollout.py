@@ -138,7 +138,13 @@ def start(key: Key, env: Env, env_params: EnvParams, num_envs: int, memory: Memo
 
 
 def collect(
-    key: Key, env: Env, env_params: EnvParams, actor: ActorState, policy: Policy, num_steps: int, reset: Reset
+    key: Key,
+    env: Env,
+    env_params: EnvParams,
+    actor: ActorState,
+    policy: Policy,
+    num_steps: int,
+    reset: Reset,
 ) -> tuple[ActorState, Transition, Metrics]:
     """Steps B environments `num_steps` times with a policy; where an episode ends, the next one starts.
 
@@ -179,7 +185,8 @@ def collect(
         )
         initial = _initial(key_reset, env, env_params, actor.cache, ended, reset)
         env_state, obs = trees.where(ended, initial, (env_state, result.obs))
-        actor = actor.replace(
+        actor = dataclasses.replace(
+            actor,
             env_state=env_state,
             obs=obs,
             memory=memory,
@@ -207,7 +214,12 @@ def collect(
 
 
 def _initial(
-    keys: Array, env: Env, env_params: EnvParams, cache: PyTree, ended: Bool[Array, " B"], reset: Reset
+    keys: Array,
+    env: Env,
+    env_params: EnvParams,
+    cache: PyTree,
+    ended: Bool[Array, " B"],
+    reset: Reset,
 ) -> tuple[EnvState, Observation]:
     """Initial (state, obs) for every environment, leaves [B, ...], of which those that ended will be used."""
     if reset.mode == "cached":

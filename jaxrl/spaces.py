@@ -164,9 +164,7 @@ def sample(space: Space, key: jax.Array) -> Any:
 def zeros(space: Space) -> Any:
     """An element's shape and dtype filled with zeros (a mask of legal actions with ones)."""
     if isinstance(space, Dict):
-        return {
-            name: jnp.ones_like(zeros(sub)) if name == "action_mask" else zeros(sub) for name, sub in space.spaces
-        }
+        return {name: jnp.ones_like(zeros(sub)) if name == "action_mask" else zeros(sub) for name, sub in space.spaces}
     return jnp.zeros(space.shape, space.dtype)
 
 

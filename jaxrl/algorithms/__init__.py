@@ -1,5 +1,1 @@
-"""Algorithms, one file each; none imports another."""
-
-from jaxrl.algorithms.ppo import ppo
-
-__all__ = ["ppo"]
+"""Algorithms, one file each; none imports another. `jaxrl.algorithms.ppo.ppo` is also `jaxrl.ppo`."""

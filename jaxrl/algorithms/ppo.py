@@ -28,7 +28,18 @@ from jaxrl.networks import ActorCritic, actor_critic
 from jaxrl.networks.actor_critic import Output, to_env_action
 from jaxrl.objectives import clip
 from jaxrl.ops import minibatches, returns, reward_scaling, schedules, statistics, trees
-from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Objective, Observation, PolicyInputs, memoize
+from jaxrl.types import (
+    Action,
+    Algorithm,
+    Env,
+    Key,
+    Memory,
+    Metrics,
+    Objective,
+    Observation,
+    PolicyInputs,
+    memoize,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +164,7 @@ def ppo(
     network: ActorCritic | None = None,
     objective: Objective = clip(),  # noqa: B008 (memoized record)
     optimizer: Optimizer = adam,
-    config: Config = Config(),  # noqa: B008 (frozen)
+    config: Config = Config(),
 ) -> Algorithm:
     """Builds PPO for an environment, a network and an objective.
 
@@ -246,7 +257,13 @@ def ppo(
                 state.reward_statistics, state.discounted_return, reward, batch.ended, hparams.gamma
             )
         advantage = returns.gae(
-            reward, output.value, next_value, batch.terminated, batch.truncated, hparams.gamma, hparams.gae_lambda
+            reward,
+            output.value,
+            next_value,
+            batch.terminated,
+            batch.truncated,
+            hparams.gamma,
+            hparams.gae_lambda,
         )
         samples = _Sample(
             obs=obs,
@@ -279,7 +296,11 @@ def ppo(
 
         def epoch(carry: Any, key: Key) -> tuple[Any, Metrics]:
             parts = minibatches.shuffled(
-                key, samples, state.actor.memory, config.num_minibatches, whole_sequences=net.recurrent
+                key,
+                samples,
+                state.actor.memory,
+                config.num_minibatches,
+                whole_sequences=net.recurrent,
             )
             return jax.lax.scan(update, carry, parts)
 
@@ -309,7 +330,10 @@ def ppo(
             output, memory = net.apply(state.params, *_sequence(net, see(state, obs), memory))
         action = output.policy.mode() if key is None else output.policy.sample(key)
         if net.recurrent:
-            action, memory = jax.tree.map(lambda x: x[0, 0], action), jax.tree.map(lambda x: x[0], memory)
+            action, memory = (
+                jax.tree.map(lambda x: x[0, 0], action),
+                jax.tree.map(lambda x: x[0], memory),
+            )
         return to_env_action(env.action_space, action), memory
 
     return Algorithm(
@@ -326,7 +350,12 @@ def ppo(
 
 
 def _loss(
-    output: Output, sample: _Sample, objective: Objective, hparams: Hyperparams, config: Config, progress: Array
+    output: Output,
+    sample: _Sample,
+    objective: Objective,
+    hparams: Hyperparams,
+    config: Config,
+    progress: Array,
 ) -> tuple[Array, Metrics]:
     """The loss of one minibatch and its metrics."""
     log_prob = output.policy.log_prob(sample.action)
@@ -357,7 +386,10 @@ def _loss(
         # Schulman's low-variance estimate of KL(old ‖ new): E[(r - 1) - log r].
         "policy/kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
     }
-    return policy_loss + hparams.value_coef * value_loss - hparams.entropy_coef * mean_entropy, metrics
+    return (
+        policy_loss + hparams.value_coef * value_loss - hparams.entropy_coef * mean_entropy,
+        metrics,
+    )
 
 
 def _standardize(x: Array) -> Array:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-import jaxrl.algorithms.ppo as ppo
+from jaxrl.algorithms import ppo
 from jaxrl.types import Algorithm
 
 
@@ -27,5 +27,3 @@ class Entry:
 ALGORITHMS: dict[str, Entry] = {
     "ppo": Entry(ppo.ppo, ppo.Config, ppo.Hyperparams, "proximal policy optimization (Schulman et al. 2017)"),
 }
-
-

@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.ops import trees
-from jaxrl.types import Action, Algorithm, Hyperparams, Key, Memory, Metrics, Observation, State, memoize
+from jaxrl.types import (
+    Action,
+    Algorithm,
+    Hyperparams,
+    Key,
+    Memory,
+    Metrics,
+    Observation,
+    State,
+    memoize,
+)
 
 
 @memoize

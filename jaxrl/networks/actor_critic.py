@@ -3,7 +3,6 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
@@ -88,20 +87,36 @@ class ActorCritic(nn.Module):
         """
         if self.recurrent:
             assert start is not None
-            features = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="torso")(self._encode(obs, ""))
-            memory, core = CORES[self.memory](self.memory_size, name="core")(memory, features.astype(jnp.float32), start)
+            features = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="torso")(
+                self._encode(obs, "")
+            )
+            memory, core = CORES[self.memory](self.memory_size, name="core")(
+                memory, features.astype(jnp.float32), start
+            )
             actor = critic = core
         else:
-            actor = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="actor")(self._encode(obs, "actor_"))
-            critic = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="critic")(self._encode(obs, "critic_"))
+            actor = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="actor")(
+                self._encode(obs, "actor_")
+            )
+            critic = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="critic")(
+                self._encode(obs, "critic_")
+            )
         actor, critic = actor.astype(jnp.float32), critic.astype(jnp.float32)
         mask = obs.get("action_mask") if isinstance(obs, dict) else None
         value = nn.Dense(1, kernel_init=orthogonal(1.0), name="value")(critic)
-        heads = {name: nn.Dense(size, kernel_init=orthogonal(1.0), name=f"head_{name}")(actor) for name, size in self.heads}
+        heads = {
+            name: nn.Dense(size, kernel_init=orthogonal(1.0), name=f"head_{name}")(actor) for name, size in self.heads
+        }
         return Output(self._distribution(actor, mask), value[..., 0], heads), memory
 
     def _encode(self, obs: Any, prefix: str) -> Array:
-        return Encoder(self.observation_space, self.convolve, self.activation, self.dtype, name=f"{prefix}encoder")(obs)
+        return Encoder(
+            self.observation_space,
+            self.convolve,
+            self.activation,
+            self.dtype,
+            name=f"{prefix}encoder",
+        )(obs)
 
     def _distribution(self, features: Array, mask: Array | None) -> Any:
         space, init = self.action_space, orthogonal(0.01)
@@ -135,7 +150,7 @@ def to_env_action(space: spaces.Space, action: Any) -> Any:
     shape = (*action.shape[:-1], *space.shape)
     if not space.bounded:
         return action.reshape(shape).astype(space.dtype)
-    low, high = jnp.asarray(space.low_array.ravel()), jnp.asarray(space.high_array.ravel())
+    low, high = (jnp.broadcast_to(bound.ravel(), action.shape) for bound in (space.low_array, space.high_array))
     scaled = jnp.clip(action, -1.0, 1.0) * (0.5 * (high - low)) + 0.5 * (high + low)
     return scaled.reshape(shape).astype(space.dtype)
 
@@ -161,7 +176,12 @@ def actor_critic(observation_space: spaces.Space, action_space: spaces.Space, **
       >>> net.apply(params, jnp.zeros((5, 3)))[0].value.shape
       (5,)
     """
-    known = set(ActorCritic.__dataclass_fields__) - {"parent", "name", "observation_space", "action_space"}
+    known = set(ActorCritic.__dataclass_fields__) - {
+        "parent",
+        "name",
+        "observation_space",
+        "action_space",
+    }
     if unknown := set(options) - known:
         raise ValueError(f"Unknown network options {sorted(unknown)}; there are {sorted(known)}.")
     network = ActorCritic(observation_space, action_space, **options)

@@ -1,4 +1,4 @@
-"""Recurrent cores. Each maps a sequence and a memory to outputs and the next memory, and forgets where an episode starts.
+"""Recurrent cores: each maps a sequence and a memory to outputs and the next memory, and forgets at episode starts.
 
 Shared contract: `__call__(memory, x [T, B, D], start [T, B]) -> (memory, y [T, B, size])`; where `start[t, b]` is true,
 `x[t, b]` is the first observation of an episode, so the memory is the initial one before it is used.
@@ -128,7 +128,11 @@ class S5(nn.Module):
         name = f"layer{layer}"
         states, size = self.num_states, self.size
         decay = self.param(f"{name}_log_decay", lambda _, shape: jnp.full(shape, math.log(0.5)), (states,))
-        frequency = self.param(f"{name}_frequency", lambda _, shape: math.pi * jnp.arange(shape[0], dtype=jnp.float32), (states,))
+        frequency = self.param(
+            f"{name}_frequency",
+            lambda _, shape: math.pi * jnp.arange(shape[0], dtype=jnp.float32),
+            (states,),
+        )
         delta = jnp.exp(self.param(f"{name}_log_step", log_step, (states,)))
         b_real, b_imag = (self.param(f"{name}_b_{part}", lecun, (size, states)) for part in ("real", "imag"))
         c_real, c_imag = (self.param(f"{name}_c_{part}", lecun, (states, size)) for part in ("real", "imag"))

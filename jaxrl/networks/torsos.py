@@ -81,16 +81,19 @@ class Conv(nn.Module):
         """Maps [..., H, W, C] to [..., (H-kernel)//stride+1, (W-kernel)//stride+1, features]."""
         height, width, channels = x.shape[-3:]
         rows, columns = ((side - self.kernel) // self.stride + 1 for side in (height, width))
+        span_i, span_j = (rows - 1) * self.stride + 1, (columns - 1) * self.stride + 1
         patches = [
-            x[..., i : i + (rows - 1) * self.stride + 1 : self.stride, j : j + (columns - 1) * self.stride + 1 : self.stride, :]
+            x[..., i : i + span_i : self.stride, j : j + span_j : self.stride, :]
             for i in range(self.kernel)
             for j in range(self.kernel)
-        ]  # fmt: skip
+        ]
         merged = jnp.concatenate(patches, axis=-1)
         weights = self.param("kernel", orthogonal(math.sqrt(2)), (self.kernel, self.kernel, channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel = weights.reshape(-1, self.features).astype(self.dtype)
-        return jnp.matmul(merged.astype(self.dtype), kernel) + jnp.broadcast_to(bias.astype(self.dtype), (*merged.shape[:-1], self.features))
+        return jnp.matmul(merged.astype(self.dtype), kernel) + jnp.broadcast_to(
+            bias.astype(self.dtype), (*merged.shape[:-1], self.features)
+        )
 
 
 class CNN(nn.Module):

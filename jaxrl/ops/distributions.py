@@ -47,8 +47,14 @@ class Categorical:
         return jax.nn.softmax(self.logits)
 
     def sample(self, key: Key) -> Int[Array, "*batch"]:
-        """Draws one action."""
-        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+        """Draws one action, by inverting the distribution function; probabilities are resolved to about 2^-23."""
+        # One uniform number a draw, where the Gumbel-max trick takes A of them and 2A logarithms.
+        weight = jnp.exp(self.logits - jnp.max(self.logits, axis=-1, keepdims=True))
+        # A parallel sum may round differently at an action of weight zero, which must never be drawn.
+        cumulative = jnp.where(weight > 0, jnp.cumsum(weight, axis=-1), 0.0)
+        uniform = jax.random.uniform(key, (*weight.shape[:-1], 1), weight.dtype)
+        threshold = uniform * jnp.max(cumulative, axis=-1, keepdims=True)
+        return jnp.argmax(cumulative > threshold, axis=-1).astype(jnp.int32)
 
     def sample_and_log_prob(self, key: Key) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
         """Draws one action; also its log-probability."""
@@ -73,9 +79,7 @@ class Categorical:
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
 
-def masked_categorical(
-    logits: Float[Array, "*batch A"], mask: Bool[Array, "*batch A"]
-) -> Categorical:
+def masked_categorical(logits: Float[Array, "*batch A"], mask: Bool[Array, "*batch A"]) -> Categorical:
     """A `Categorical` over the legal actions only.
 
     An illegal action's logit is replaced by a finite number so low that its probability is exactly zero in float32;
@@ -110,9 +114,7 @@ class MultiCategorical:
         draws = [part.sample(keys[i]) for i, part in enumerate(self.parts())]
         return jnp.stack(draws, axis=-1)
 
-    def sample_and_log_prob(
-        self, key: Key
-    ) -> tuple[Int[Array, "*batch k"], Float[Array, "*batch"]]:
+    def sample_and_log_prob(self, key: Key) -> tuple[Int[Array, "*batch k"], Float[Array, "*batch"]]:
         """Draws all parts; also their joint log-probability."""
         action = self.sample(key)
         return action, self.log_prob(action)
@@ -153,9 +155,7 @@ class Gaussian:
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(self._full_log_std()) * noise
 
-    def sample_and_log_prob(
-        self, key: Key
-    ) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
+    def sample_and_log_prob(self, key: Key) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
         """Draws one vector; also its log-density."""
         x = self.sample(key)
         return x, self.log_prob(x)
@@ -223,30 +223,30 @@ class TanhGaussian:
         """Draws one vector, differentiable in mean and log_std."""
         return self._forward(self.base().sample(key))
 
-    def sample_and_log_prob(
-        self, key: Key
-    ) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
+    def sample_and_log_prob(self, key: Key) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
         """Draws one vector; also its log-density, computed before rounding to the bounds can lose it."""
         u = self.base().sample(key)
         return self._forward(u), self._log_prob_before(u)
 
     def log_prob(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
         """Log-density. What lies closer to a bound than 5e-7 of the range is taken to lie there."""
-        _, half_range = self._bounds()
-        low = self._bound(self.low)
-        squashed = jnp.clip((x - low) / half_range - 1.0, -_MAX_TANH, _MAX_TANH)
+        center, half_range = self._bounds()
+        squashed = jnp.clip((x - center) / half_range, -_MAX_TANH, _MAX_TANH)
         return self._log_prob_before(jnp.arctanh(squashed))
 
     def entropy(self) -> Float[Array, "*batch"]:
-        """Differential entropy on [low, high]."""
-        nodes, weights = _hermite(16)
-        log_std = self.base()._full_log_std()
-        u = self.mean[..., None] + jnp.exp(log_std)[..., None] * jnp.broadcast_to(
-            jnp.asarray(nodes, self.mean.dtype), (*self.mean.shape, len(nodes))
-        )
-        expected = _log_tanh_slope(u) @ jnp.asarray(weights, self.mean.dtype)
+        """Differential entropy on [low, high], within 2e-5 nats for each dimension.
+
+            H = Σ_d [½ log 2πeσ² + E log(1 - tanh²u) + log (high - low)/2]
+
+        The expectation has no closed form. `_expected_log_tanh_slope` replaces log(1 - tanh²u) by a function that
+        differs from it by less than 2e-5 for every u and whose expectation is elementary: no samples, no noise, exact
+        gradients of that function, and the same bound for every mean and standard deviation.
+        """
         _, half_range = self._bounds()
-        return self.base().entropy() + jnp.sum(expected + jnp.log(half_range), axis=-1)
+        base = self.base()
+        slope = _expected_log_tanh_slope(self.mean, jnp.exp(base._full_log_std()))
+        return base.entropy() + jnp.sum(slope + jnp.log(half_range), axis=-1)
 
     def kl(self, other: "TanhGaussian") -> Float[Array, "*batch"]:
         """That of the Gaussians before squashing, to which it is equal if both have the same bounds."""
@@ -256,12 +256,13 @@ class TanhGaussian:
         """The image of the mean, which is the median (the mode of the density may lie on a bound)."""
         return self._forward(self.mean)
 
-    def _bound(self, bound: Any) -> Array:
-        return jnp.broadcast_to(jnp.asarray(bound, self.mean.dtype), self.mean.shape)
-
     def _bounds(self) -> tuple[Array, Array]:
         low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
-        return self._bound((low + high) / 2), self._bound((high - low) / 2)
+
+        def full(bound: np.ndarray) -> Array:
+            return jnp.broadcast_to(jnp.asarray(bound, self.mean.dtype), self.mean.shape)
+
+        return full((low + high) / 2), full((high - low) / 2)
 
     def _forward(self, u: Array) -> Array:
         center, half_range = self._bounds()
@@ -284,6 +285,19 @@ def _log_tanh_slope(u: Array) -> Array:
     return 2.0 * (_LOG_2 - u - jax.nn.softplus(-2.0 * u))
 
 
-def _hermite(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
-    return nodes, weights / weights.sum()
+# Least-squares fit of log(1 - tanh²u) on [0, 12] by 2 log 2 - 2 E|u + s_0 z| + Σ_k a_k exp(-u² / 2 s_k²), z ~ N(0, 1).
+_SLOPE_BLUR = 0.782866
+_SLOPE_BUMPS = ((-0.155065, 1.001416), (0.043381, 0.583676), (-0.025351, 1.469349))
+
+
+def _expected_log_tanh_slope(mean: Array, std: Array) -> Array:
+    """E log(1 - tanh²u) for u ~ N(mean, std²), each term of the fit above in closed form."""
+    square = jnp.square(mean)
+    spread = jnp.sqrt(jnp.square(std) + _SLOPE_BLUR**2)
+    absolute = spread * math.sqrt(2.0 / math.pi) * jnp.exp(-0.5 * square / jnp.square(spread))
+    absolute += mean * jax.lax.erf(mean / (math.sqrt(2.0) * spread))
+    expected = 2.0 * _LOG_2 - 2.0 * absolute
+    for height, width in _SLOPE_BUMPS:
+        variance = jnp.square(std) + width**2
+        expected += height * width * jax.lax.rsqrt(variance) * jnp.exp(-0.5 * square / variance)
+    return expected

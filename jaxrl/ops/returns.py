@@ -117,9 +117,7 @@ def n_step_returns(
       ValueError: `num_steps` is less than 1.
     """
     if num_steps < 1:
-        raise ValueError(
-            f"n_step_returns: num_steps must be at least 1, the one-step target; got {num_steps}."
-        )
+        raise ValueError(f"n_step_returns: num_steps must be at least 1, the one-step target; got {num_steps}.")
     gamma = _broadcast(gamma, reward)
     one_step = reward + gamma * jnp.where(terminated, 0.0, next_value)
     ended = (terminated | truncated).at[-1].set(True)
@@ -239,4 +237,5 @@ def _accumulate(
         y = row[0] + row[1] * y
         return y, y
 
-    return jax.lax.scan(step, last, (x, decay), reverse=True, unroll=8)[1]
+    # On a CPU neither unrolling nor an associative scan is faster, and both are several times slower for 2048 columns.
+    return jax.lax.scan(step, last, (x, decay), reverse=True)[1]

@@ -43,14 +43,10 @@ def init_statistics(example_obs: Observation) -> RunningStatistics:
     def zeros() -> PyTree:
         return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.float32), example_obs)
 
-    return RunningStatistics(
-        count=jnp.zeros((), jnp.uint32), mean=zeros(), mean_residual=zeros(), var=zeros()
-    )
+    return RunningStatistics(count=jnp.zeros((), jnp.uint32), mean=zeros(), mean_residual=zeros(), var=zeros())
 
 
-def update_statistics(
-    statistics: RunningStatistics, batch: Observation, num_batch_axes: int
-) -> RunningStatistics:
+def update_statistics(statistics: RunningStatistics, batch: Observation, num_batch_axes: int) -> RunningStatistics:
     """Adds a batch, all samples of equal weight, by the parallel update
 
         w = n_batch / (n + n_batch),   d = mean_batch - mean
@@ -69,9 +65,7 @@ def update_statistics(
     total = jnp.where(total < statistics.count, jnp.uint32(2**32 - 1), total)
     weight = jnp.float32(num_samples) / total.astype(jnp.float32)
 
-    def update(
-        mean: Array, residual: Array, var: Array, samples: Array
-    ) -> tuple[Array, Array, Array]:
+    def update(mean: Array, residual: Array, var: Array, samples: Array) -> tuple[Array, Array, Array]:
         # Distances to the mean so far, then to the batch's: sums of small numbers keep their digits.
         distance = _to_float(samples) - jnp.broadcast_to(mean, samples.shape)
         shift = jnp.mean(distance, axis=axes)
@@ -114,14 +108,10 @@ def normalize(
         centered = x - jnp.broadcast_to(mean, x.shape) - jnp.broadcast_to(residual, x.shape)
         return jnp.where(statistics.count == 0, x, jnp.clip(centered * scale, -clip, clip))
 
-    return jax.tree_util.tree_map_with_path(
-        apply, obs, statistics.mean, statistics.mean_residual, statistics.var
-    )
+    return jax.tree_util.tree_map_with_path(apply, obs, statistics.mean, statistics.mean_residual, statistics.var)
 
 
-def explained_variance(
-    prediction: Float[Array, "*batch"], target: Float[Array, "*batch"]
-) -> Float[Array, ""]:
+def explained_variance(prediction: Float[Array, "*batch"], target: Float[Array, "*batch"]) -> Float[Array, ""]:
     """Share of the target's variance that a prediction accounts for, 1 - Var(target - prediction) / Var(target).
 
     1 is perfect, 0 no better than a constant, negative worse; 0 where the target does not vary.

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, PyTree
 
 Tree = TypeVar("Tree")
@@ -125,7 +126,7 @@ def with_changes(record: Tree, changes: dict[str, Any], ranges: dict[str, tuple[
         if not dataclasses.is_dataclass(default) and hasattr(default, "dtype"):
             value = jnp.asarray(value, default.dtype)
             low, high = ranges.get(name, (-np.inf, np.inf))
-            if not isinstance(value, jax.core.Tracer) and not bool(jnp.all((value >= low) & (value <= high))):
+            if not isinstance(value, Tracer) and not bool(jnp.all((value >= low) & (value <= high))):
                 raise ValueError(f"{name} must be from {low} to {high}; got {name} = {value}.")
         fields[name] = value
     return as_arrays(type(record)(**fields))

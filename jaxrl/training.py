@@ -1,4 +1,4 @@
-"""Training as a value: `train` is a pure function to jit, vmap, differentiate and nest; `advance` is the unit of saving."""
+"""Training as a value: `train` is a pure function to jit, vmap and nest; `advance` is the unit of saving."""
 
 import functools
 from collections.abc import Callable

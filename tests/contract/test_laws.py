@@ -1,0 +1,246 @@
+"""The laws of DESIGN.md over every row of `cases.CASES`."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract.cases import CASES
+
+import jaxrl
+from jaxrl.ops import trees
+
+NUM_STEPS = 3
+
+
+@functools.lru_cache(maxsize=None)
+def built(name):
+    case = CASES[name]
+    algorithm = case.make()
+    return case, algorithm, algorithm.hyperparams(**case.hparams)
+
+
+@functools.lru_cache(maxsize=None)
+def trained(name):
+    """State and metrics after a few steps from key 0, and the program that made them."""
+    _, algorithm, hparams = built(name)
+    run = jax.jit(jaxrl.train(algorithm, NUM_STEPS))
+    return run, run(jax.random.key(0), hparams)
+
+
+def kind(tree):
+    """Structure, shapes, dtypes and weak types."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
+
+
+def plain(tree):
+    """The tree with keys as their words, on the host."""
+    words = jax.tree.map(lambda x: jax.random.key_data(x) if trees.is_key(x) else x, tree)
+    return jax.tree.map(np.asarray, words)
+
+
+def assert_close(one, other, what="", **tolerance):
+    for (path, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(plain(one))[0], jax.tree.leaves(plain(other)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, err_msg=f"{what} {trees.path_name(path)}", **tolerance)
+
+
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+@each_case
+def test_law_1_step_keeps_the_state_type(name):
+    _, algorithm, hparams = built(name)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0), hparams)
+    after, _ = jax.eval_shape(algorithm.step, state, hparams)
+    assert kind(after) == kind(state)
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+
+
+@each_case
+def test_law_2_keys(name):
+    run, (state, _) = trained(name)
+    _, _, hparams = built(name)
+    again, _ = run(jax.random.key(0), hparams)
+    assert_close(state, again, "same key", rtol=0, atol=0)
+    other, _ = run(jax.random.key(1), hparams)
+    for path, leaf in trees.named_leaves(plain(state.params)).items():
+        if path.endswith("kernel"):
+            assert not np.array_equal(leaf, trees.named_leaves(plain(other.params))[path]), path
+    keys = [leaf for leaf in jax.tree.leaves(state) if trees.is_key(leaf)]
+    assert keys, "the state must carry a typed key"
+
+
+@each_case
+def test_law_2_no_key_is_used_twice(name):
+    _, algorithm, hparams = built(name)
+    if name.endswith("population"):
+        pytest.skip("the checker takes a batched split's slices for one key; the member's own row is checked")
+    with jax.debug_key_reuse(True):
+        jax.jit(lambda key, hparams: algorithm.step(algorithm.init(key, hparams), hparams)).lower(
+            jax.random.key(0), hparams
+        )
+
+
+def test_law_2_the_check_sees_a_reused_key():
+    def reuse(key):
+        return jax.random.normal(key) + jax.random.uniform(key)
+
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(reuse).lower(jax.random.key(0))
+
+
+@each_case
+def test_law_3_vmap_over_keys_and_hyperparameters_equals_the_loop(name):
+    """Every leaf of the hyperparameters is mapped at once, with a value of its own for each member.
+
+    Tolerance: a batched matrix product sums in another order, and three steps of learning amplify the difference.
+    """
+    _, _, hparams = built(name)
+    run, _ = trained(name)
+
+    def nudge(leaf):
+        return leaf * 1.1 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    members = [hparams, jax.tree.map(nudge, hparams)]
+    keys = jax.random.split(jax.random.key(7), 2)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    _, algorithm, _ = built(name)
+    together = jax.jit(jax.vmap(jaxrl.train(algorithm, NUM_STEPS)))(keys, stacked)
+    for i, member in enumerate(members):
+        alone = run(keys[i], member)
+        one = jax.tree.map(lambda x, i=i: x[i], together)
+        assert_close(one, alone, f"member {i}", rtol=2e-3, atol=2e-4)
+
+
+@each_case
+def test_law_4_stopping_between_segments_changes_nothing(name):
+    _, algorithm, hparams = built(name)
+    state = algorithm.init(jax.random.key(0), hparams)
+    first, _ = jaxrl.advance(algorithm, state, hparams, NUM_STEPS)
+    second, metrics = jaxrl.advance(algorithm, jax.tree.map(jnp.copy, first), hparams, NUM_STEPS)
+    again, metrics_again = jaxrl.advance(algorithm, first, hparams, NUM_STEPS)
+    assert_close((second, metrics), (again, metrics_again), rtol=0, atol=0)
+
+
+def count_conditionals(jaxpr):
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.primitive.name == "cond"
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += count_conditionals(inner)
+    return total
+
+
+@each_case
+def test_law_5_no_conditional_on_the_phase_of_training(name):
+    _, algorithm, hparams = built(name)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0), hparams)
+    assert count_conditionals(jax.make_jaxpr(algorithm.step)(state, hparams).jaxpr) == 0
+
+
+def test_law_5_the_count_sees_a_conditional_inside_a_scan():
+    def body(carry, x):
+        return jax.lax.cond(x > 0, lambda c: c + 1, lambda c: c, carry), None
+
+    jaxpr = jax.make_jaxpr(lambda xs: jax.lax.scan(body, 0, xs))(jnp.zeros(3))
+    assert count_conditionals(jaxpr.jaxpr) == 1
+
+
+@each_case
+def test_law_6_every_parameter_moves(name):
+    _, algorithm, hparams = built(name)
+    before = algorithm.init(jax.random.key(0), hparams).params
+    _, (after, _) = trained(name)
+    for path, leaf in trees.named_leaves(plain(before)).items():
+        assert not np.array_equal(leaf, trees.named_leaves(plain(after.params))[path]), f"{path} did not move"
+
+
+@each_case
+def test_law_6_every_leaf_of_the_hyperparameters_matters(name):
+    """Member i differs from member 0 in leaf i alone; one compiled program tells for all of them."""
+    case, algorithm, hparams = built(name)
+    if name == "ppo-population":
+        pytest.skip("the member's own row covers its leaves")
+    leaves, structure = jax.tree.flatten(hparams)
+    names = list(trees.named_leaves(hparams))
+    members = []
+    for changed in [None, *range(len(leaves))]:
+        values = [
+            (leaf * 0.5 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf - 1) if i == changed else leaf
+            for i, leaf in enumerate(leaves)
+        ]
+        if changed is not None and names[changed] == "target_kl":
+            values[changed] = jnp.float32(0.0)
+        if changed is not None and ".max_" in names[changed] and leaves[changed].dtype == jnp.int32:
+            values[changed] = jnp.int32(2)
+        members.append(jax.tree.unflatten(structure, values))
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *members)
+    states, _ = jax.jit(jax.vmap(jaxrl.train(algorithm, NUM_STEPS), (None, 0)))(jax.random.key(0), stacked)
+    kernels = [leaf for path, leaf in trees.named_leaves(plain(states.params)).items() if path.endswith("kernel")]
+    for i, leaf_name in enumerate(names):
+        same = all(np.array_equal(kernel[0], kernel[i + 1]) for kernel in kernels)
+        assert not same or leaf_name in case.inert, f"{leaf_name} changes nothing"
+
+
+OPTIONS = [(name, option) for name, case in CASES.items() for option in case.options]
+
+
+@pytest.mark.parametrize("name, option", OPTIONS)
+def test_law_6_every_option_matters(name, option):
+    case, _, hparams = built(name)
+    changes = {option: case.options[option]}
+    base = {}
+    if option == "reset":
+        changes["reset_size"] = 1
+    if option == "reset_size":
+        base = {"reset": "pooled", "reset_size": 1}
+        changes["reset"] = "pooled"
+    reference = (
+        trained(name)[1][0] if not base else jaxrl.train(case.make(**base), NUM_STEPS)(jax.random.key(0), hparams)[0]
+    )
+    algorithm = case.make(**changes)
+    state, _ = jax.jit(jaxrl.train(algorithm, NUM_STEPS))(jax.random.key(0), algorithm.hyperparams(**case.hparams))
+    paths = trees.named_leaves(plain(reference.params))
+    changed = [not np.array_equal(leaf, trees.named_leaves(plain(state.params))[path]) for path, leaf in paths.items()]
+    assert any(changed), f"{option} = {case.options[option]!r} changes nothing"
+
+
+def test_law_6_every_option_of_every_algorithm_has_a_row():
+    for algorithm in {case.algorithm for case in CASES.values()}:
+        rows = [case for case in CASES.values() if case.algorithm == algorithm]
+        covered = {name for case in rows for name in (*case.options, *case.inert)}
+        fields = {field.name for field in dataclasses.fields(rows[0].make().config)}
+        assert fields <= covered, fields - covered
+
+
+@each_case
+def test_equal_arguments_give_the_same_record_and_advance_traces_once(name):
+    case, algorithm, hparams = built(name)
+    assert case.make() is algorithm
+    from jaxrl.training import advance_jit
+
+    state, _ = jaxrl.advance(algorithm, algorithm.init(jax.random.key(3), hparams), hparams, NUM_STEPS)
+    compiled = advance_jit._cache_size()
+    jaxrl.advance(case.make(), state, case.make().hyperparams(**case.hparams), NUM_STEPS)
+    assert advance_jit._cache_size() == compiled
+
+
+@each_case
+def test_act_is_for_one_environment_and_greedy_without_a_key(name):
+    _, algorithm, _ = built(name)
+    _, (state, _) = trained(name)
+    obs = jax.tree.map(lambda x: x[..., 0, :] if x.ndim > 1 else x[0], state.actor.obs)
+    memory = algorithm.initial_memory()
+    greedy, after = algorithm.act(state, memory, obs, None)
+    again, _ = algorithm.act(state, memory, obs, None)
+    assert_close(greedy, again, rtol=0, atol=0)
+    assert kind(after) == kind(jax.tree.map(jnp.asarray, memory))
+    drawn = [plain(algorithm.act(state, memory, obs, key)[0]) for key in jax.random.split(jax.random.key(0), 20)]
+    assert any(not np.array_equal(drawn[0], other) for other in drawn[1:]), "sampling must depend on the key"
