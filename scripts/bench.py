@@ -1,0 +1,234 @@
+"""Times jaxrl and writes a CSV with machine and versions.
+
+    scripts/bench.py --suite cpu                     PPO on CartPole, Breakout and hopper for 1 and 16 seeds
+    scripts/bench.py --suite resets                  what fresh, pooled and cached resets cost
+    scripts/bench.py --suite gpu                     every GPU measurement, under 8 minutes on one GPU
+    scripts/bench.py --suite smoke                   tiny sizes, to see that it works
+
+Each row: seconds to compile (lowering included, no persistent cache), seconds of one run (median of `--repeats`),
+environment steps per second over all seeds, bytes of the compiled program, and the same environments stepped alone with
+random actions (the limit that training cannot exceed) with the share of it that training reaches.
+
+On a machine without network, with packages in a folder of wheels:
+
+    python -m pip install --no-index --no-deps --target /tmp/site WHEELS/*.whl
+    PYTHONPATH=/tmp/site:. python scripts/bench.py --suite gpu --out gpu.csv
+"""
+
+import argparse
+import csv
+import dataclasses
+import datetime
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+import jax
+import jax.numpy as jnp
+
+import jaxrl
+from jaxrl import rollout, spaces
+from jaxrl.algorithms import ppo
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One measurement: PPO on an environment, for a number of seeds."""
+
+    env: str
+    num_seeds: int
+    total_steps: int
+    config: ppo.Config
+    network: tuple[tuple[str, Any], ...] = ()
+    hparams: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"ppo {self.env} x{self.num_seeds}"
+
+
+CARTPOLE = {"env": "gymnax/CartPole-v1", "config": ppo.Config()}
+BREAKOUT = {
+    "env": "gymnax/Breakout-MinAtar",
+    "config": ppo.Config(num_envs=64, num_minibatches=8),
+    "network": (("activation", "relu"), ("convolve", False)),
+    "hparams": (("learning_rate", 5e-3),),
+}
+HOPPER = {
+    "env": "brax/hopper",
+    "config": ppo.Config(
+        num_envs=2048, num_steps=10, num_minibatches=32, normalize_observations=True, normalize_rewards=True
+    ),
+    "network": (("hidden", (256, 256)),),
+    "hparams": (("learning_rate", 3e-4), ("entropy_coef", 0.0)),
+}
+SMALL_HOPPER = {**HOPPER, "config": dataclasses.replace(HOPPER["config"], num_envs=64, num_steps=32)}
+
+
+def cases(suite: str) -> list[Case]:
+    if suite == "cpu":
+        return [
+            Case(num_seeds=1, total_steps=500_000, **CARTPOLE),
+            Case(num_seeds=16, total_steps=100_000, **CARTPOLE),
+            Case(num_seeds=1, total_steps=500_000, **BREAKOUT),
+            Case(num_seeds=16, total_steps=100_000, **BREAKOUT),
+            Case(num_seeds=1, total_steps=200_000, **HOPPER),
+            Case(num_seeds=16, total_steps=20_480, **HOPPER),
+        ]
+    if suite == "gpu":
+        return [
+            Case(num_seeds=1, total_steps=500_000, **CARTPOLE),
+            Case(num_seeds=16, total_steps=500_000, **CARTPOLE),
+            Case(num_seeds=2048, total_steps=500_000, **CARTPOLE),
+            Case(num_seeds=1, total_steps=1_000_000, **BREAKOUT),
+            Case(num_seeds=16, total_steps=1_000_000, **BREAKOUT),
+            Case(num_seeds=256, total_steps=1_000_000, **BREAKOUT),
+            Case(num_seeds=1, total_steps=2_000_000, **HOPPER),
+            Case(num_seeds=16, total_steps=1_000_000, **HOPPER),
+        ]
+    return [
+        Case(num_seeds=2, total_steps=4_096, **CARTPOLE),
+        Case(num_seeds=1, total_steps=2_048, **SMALL_HOPPER),
+    ]
+
+
+def timed(function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int) -> tuple[float, float, int]:
+    """Seconds to compile, median seconds to run, and bytes of the compiled program."""
+    started = time.perf_counter()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - started
+    runs = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        runs.append(time.perf_counter() - started)
+        if sum(runs) > 90:
+            break
+    analysis = compiled.memory_analysis()
+    size = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
+    return compile_seconds, statistics.median(runs), size
+
+
+def step_alone(env: jaxrl.Env, num_seeds: int, num_envs: int, num_steps: int, reset: rollout.Reset) -> Callable[..., Any]:
+    """Environments stepped and reset with random actions and no learner: `key -> sums`."""
+
+    def policy(key: Any, obs: Any, memory: Any, start: Any) -> Any:
+        action = jax.vmap(lambda k: spaces.sample(env.action_space, k))(jax.random.split(key, num_envs))
+        return action, action, (), ()
+
+    def one(key: Any) -> Any:
+        key_start, key_steps = jax.random.split(key)
+        params = env.default_params()
+        actor = rollout.start(key_start, env, params, num_envs, (), reset)
+        actor, batch, _ = rollout.collect(key_steps, env, params, actor, policy, num_steps, reset)
+        return jnp.sum(batch.reward), jax.tree.map(jnp.sum, batch.next_obs)
+
+    return lambda key: jax.vmap(one)(jax.random.split(key, num_seeds))
+
+
+def measure(case: Case, repeats: int) -> dict[str, Any]:
+    env = jaxrl.make_env(case.env)
+    network = jaxrl.actor_critic(env.observation_space, env.action_space, **dict(case.network))
+    agent = ppo.ppo(env, network=network, config=case.config)
+    num_steps = max(1, case.total_steps // agent.env_steps)
+    hparams = agent.hyperparams(horizon=num_steps * agent.env_steps, **dict(case.hparams))
+    keys = jax.random.split(jax.random.key(0), case.num_seeds)
+    run = jax.vmap(jaxrl.train(agent, num_steps), (0, None))
+    compile_seconds, seconds, size = timed(run, (keys, hparams), repeats)
+    transitions = num_steps * agent.env_steps * case.num_seeds
+    alone_steps = max(case.config.num_steps, min(1_000, 2_000_000 // (case.config.num_envs * case.num_seeds)))
+    alone = step_alone(env, case.num_seeds, case.config.num_envs, alone_steps, rollout.Reset())
+    _, alone_seconds, _ = timed(alone, (jax.random.key(1),), repeats)
+    limit = alone_steps * case.config.num_envs * case.num_seeds / alone_seconds
+    return {
+        "case": case.name,
+        "num_seeds": case.num_seeds,
+        "steps_per_seed": num_steps * agent.env_steps,
+        "compile_seconds": round(compile_seconds, 2),
+        "run_seconds": round(seconds, 3),
+        "steps_per_second": round(transitions / seconds),
+        "program_bytes": size,
+        "env_alone_steps_per_second": round(limit),
+        "share_of_env_alone": round(transitions / seconds / limit, 4),
+    }
+
+
+RESET_ENVS = ("gymnax/CartPole-v1", "gymnax/Breakout-MinAtar", "brax/ant", "navix/Navix-DoorKey-8x8-v0")
+
+
+def measure_resets(repeats: int) -> Iterator[dict[str, Any]]:
+    for name in RESET_ENVS:
+        suite = name.partition("/")[0]
+        if not jaxrl.envs.registry.installed(suite):
+            print(f"{name}: the suite {suite} is not installed, left out", file=sys.stderr)
+            continue
+        env = jaxrl.make_env(name)
+        for reset in (rollout.Reset("fresh"), rollout.Reset("pooled", 4), rollout.Reset("cached", 64)):
+            function = step_alone(env, 1, 64, 200, reset)
+            compile_seconds, seconds, size = timed(function, (jax.random.key(0),), repeats)
+            yield {
+                "case": f"{name} {reset.mode} {reset.size or ''}".strip(),
+                "num_seeds": 1,
+                "steps_per_seed": 64 * 200,
+                "compile_seconds": round(compile_seconds, 2),
+                "run_seconds": round(seconds, 4),
+                "steps_per_second": round(64 * 200 / seconds),
+                "program_bytes": size,
+            }
+
+
+def machine() -> dict[str, Any]:
+    import flax
+    import jaxlib
+
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": jax.devices()[0].device_kind,
+        "num_cpus": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "jaxrl": jaxrl.__version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=("cpu", "gpu", "resets", "smoke"), default="smoke")
+    parser.add_argument("--only", default="", help="measure only cases whose name contains this")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=460.0, help="seconds after which no new case is begun")
+    parser.add_argument("--out", type=Path, default=Path("bench.csv"))
+    arguments = parser.parse_args()
+
+    began, here, rows = time.perf_counter(), machine(), []
+    if arguments.suite == "resets":
+        results: Iterator[dict[str, Any]] = measure_resets(arguments.repeats)
+    else:
+        chosen = [case for case in cases(arguments.suite) if arguments.only in case.name]
+        results = (measure(case, arguments.repeats) for case in chosen)
+    for row in results:
+        rows.append({**row, **here})
+        print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
+        # Written after each case, so that a stop loses nothing.
+        with arguments.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for r in rows for name in r)))
+            writer.writeheader()
+            writer.writerows(rows)
+        if arguments.suite == "gpu" and time.perf_counter() - began > arguments.budget:
+            print("The budget is spent; the remaining cases are left out.", file=sys.stderr)
+            break
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
