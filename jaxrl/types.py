@@ -15,6 +15,7 @@ Three kinds of Python type, each with one meaning:
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -165,18 +166,22 @@ def memoize(factory: Callable[_P, _T]) -> Callable[_P, _T]:
       TypeError: an argument is not hashable.
     """
     cached = functools.lru_cache(maxsize=None)(factory)
+    signature = inspect.signature(factory)
 
     @functools.wraps(factory)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        for name, value in [*enumerate(args), *kwargs.items()]:
+        # However they are passed, and whether a default is spelled out or not, equal arguments are one key.
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
             try:
-                hash(value)
+                hash(tuple(value.items()) if isinstance(value, dict) else value)
             except TypeError:
                 raise TypeError(
                     f"{factory.__name__}: argument {name} = {value!r} must be hashable, since equal arguments "
                     "give the same compiled program. Pass a tuple for a list, a frozen dataclass for a dict; "
                     "arrays belong in the hyperparameters."
                 ) from None
-        return cached(*args, **kwargs)
+        return cached(*bound.args, **bound.kwargs)
 
     return wrapper

@@ -72,11 +72,14 @@ def update_statistics(statistics: RunningStatistics, batch: Observation, num_bat
         deviation = distance - jnp.broadcast_to(shift, distance.shape)
         correction = jnp.mean(deviation, axis=axes)
         batch_var = jnp.mean(jnp.square(deviation), axis=axes) - jnp.square(correction)
-        shift = shift + correction - residual
-        step = residual + weight * shift
-        new_mean = mean + step
-        new_var = (1.0 - weight) * var + weight * (batch_var + (1.0 - weight) * jnp.square(shift))
-        return new_mean, step - (new_mean - mean), new_var
+        rest = correction - residual
+        between = jnp.square(shift + rest)
+        new_var = (1.0 - weight) * var + weight * (batch_var + (1.0 - weight) * between)
+        # Two-float sum: what mean + weight * shift rounds away joins the residual.
+        moved = mean + weight * shift
+        low = residual + weight * rest + (weight * shift - (moved - mean))
+        new_mean = moved + low
+        return new_mean, low - (new_mean - moved), new_var
 
     updated = jax.tree.map(update, statistics.mean, statistics.mean_residual, statistics.var, batch)
     mean, residual, var = jax.tree.transpose(

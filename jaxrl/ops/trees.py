@@ -96,9 +96,7 @@ def replace_leaf(tree: Tree, name: str, value: Any) -> Tree:
     """
     if name not in named_leaves(tree):
         raise KeyError(name)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: value if path_name(path) == name else leaf, tree
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: value if path_name(path) == name else leaf, tree)
 
 
 def with_changes(record: Tree, changes: dict[str, Any], ranges: dict[str, tuple[float, float]]) -> Tree:

@@ -15,14 +15,14 @@ from jaxrl.ops import trees
 NUM_STEPS = 3
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def built(name):
     case = CASES[name]
     algorithm = case.make()
     return case, algorithm, algorithm.hyperparams(**case.hparams)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def trained(name):
     """State and metrics after a few steps from key 0, and the program that made them."""
     _, algorithm, hparams = built(name)

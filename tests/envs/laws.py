@@ -13,8 +13,11 @@ from jaxrl.types import Env
 
 LIMIT_LEAVES = ("max_episode_steps", "max_steps_in_episode", "max_timesteps", "max_steps", "time_limit")
 
-# Lanes of a trace: 0-2 have their own keys; 3 plays 0's actions under another key; 4 is 0 under a short time limit.
-NUM_LANES = 5
+# Which key of the episode and which of the actions each lane has. Lanes 3-6 play the actions of lane 0 under other
+# keys; the last one is lane 0 under a short time limit.
+EPISODES = (0, 1, 2, 3, 4, 5, 6, 0)
+ACTIONS = (0, 1, 2, 0, 0, 0, 0, 0)
+NUM_LANES = len(EPISODES)
 SHORT_LIMIT = 3
 
 
@@ -67,8 +70,8 @@ def play(env: Env, num_steps: int, keys: Any, params: Any) -> tuple[Any, ...]:
 def trace(env: Env, num_steps: int = 8, seed: int = 0) -> Trace:
     """Plays `NUM_LANES` episodes with keys and parameters batched, in one compiled program."""
     key_env, key_actions = jax.random.split(jax.random.key(seed))
-    keys = jax.random.split(key_env, NUM_LANES)[jnp.array([0, 1, 2, 3, 0])]
-    action_keys = jax.random.split(key_actions, NUM_LANES)[jnp.array([0, 1, 2, 0, 0])]
+    keys = jax.random.split(key_env, NUM_LANES)[jnp.array(EPISODES)]
+    action_keys = jax.random.split(key_actions, NUM_LANES)[jnp.array(ACTIONS)]
     params = jax.tree.map(lambda leaf: jnp.stack([leaf] * NUM_LANES), env.default_params())
     name = limit_leaf(params)
     if name is not None:
@@ -84,15 +87,20 @@ def trace(env: Env, num_steps: int = 8, seed: int = 0) -> Trace:
 
 def alive(t: Trace) -> np.ndarray:
     """Whether the episode was still running when the step was taken, [lane, time]."""
-    ended = np.logical_or.accumulate(t.terminated | t.truncated, axis=1)
-    return np.concatenate([np.ones_like(ended[:, :1]), ~ended[:, :-1]], axis=1)
+    return alive_steps(t.terminated | t.truncated)
+
+
+def alive_steps(ended: np.ndarray) -> np.ndarray:
+    """Whether no step before this one ended the episode, [lane, time]."""
+    so_far = np.logical_or.accumulate(ended, axis=1)
+    return np.concatenate([np.ones_like(so_far[:, :1]), ~so_far[:, :-1]], axis=1)
 
 
 def check_types(env: Env) -> None:
     """State, observation, reward and flags have one type, from `reset` and from `step`, without weak types."""
     params = env.default_params()
     for name, leaf in trees.named_leaves(params).items():
-        assert isinstance(leaf, jax.Array) and not leaf.weak_type, f"{env.name}: parameter {name} is {leaf!r}"
+        assert not getattr(leaf, "weak_type", True), f"{env.name}: parameter {name} is {leaf!r}"
     key = jax.random.key(0)
     state, obs = jax.eval_shape(env.reset, key, params)
     action = jax.eval_shape(lambda: spaces.sample(env.action_space, key))
@@ -132,7 +140,8 @@ def check_bounds(env: Env, t: Trace) -> None:
             slack = 1e-5 * (1 + np.abs(values.astype(np.float64)))
             outside = (values < low - slack) | (values > high + slack) | (values != values)
             assert not outside.any(), (
-                f"{env.name}: obs{name} after {where} leaves {space}: {values[outside][:5]} at {np.argwhere(outside)[:5]}"
+                f"{env.name}: obs{name} after {where} leaves {space}: {values[outside][:5]}"
+                f" at {np.argwhere(outside)[:5].tolist()}"
             )
 
 
@@ -167,10 +176,11 @@ def check_time_limit(env: Env, t: Trace) -> int:
 def check_keys(env: Env, t: Trace, deterministic: bool) -> None:
     """Another key gives another episode under the same actions, unless the environment is deterministic."""
     same = all(
-        np.array_equal(leaf[0], leaf[3], equal_nan=leaf.dtype.kind == "f")
+        np.array_equal(leaf[0], leaf[lane], equal_nan=leaf.dtype.kind == "f")
         for leaf in jax.tree.leaves((t.first_obs, t.obs, t.reward, t.terminated))
+        for lane in (3, 4, 5, 6)
     )
-    assert same == deterministic, f"{env.name}: {'no ' if same else ''}difference between two keys"
+    assert same == deterministic, f"{env.name}: {'no ' if same else 'a '}difference between keys"
 
 
 def check_loop(env: Env, t: Trace, num_steps: int = 2, tolerance: float = 1e-4) -> None:
@@ -181,8 +191,9 @@ def check_loop(env: Env, t: Trace, num_steps: int = 2, tolerance: float = 1e-4) 
         first_obs, *looped = single(keys, jax.tree.map(lambda leaf: leaf[lane], t.params))
         batched = (t.obs, t.action, t.reward, t.terminated, t.truncated)
         got = (first_obs, looped)
-        want = jax.tree.map(lambda leaf: leaf[lane], t.first_obs), jax.tree.map(
-            lambda leaf: leaf[lane, :num_steps], list(batched)
+        want = (
+            jax.tree.map(lambda leaf: leaf[lane], t.first_obs),
+            jax.tree.map(lambda leaf: leaf[lane, :num_steps], list(batched)),
         )
         for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance, err_msg=f"{env.name}: lane {lane}")

@@ -1,0 +1,1 @@
+"""What the numbers of runs say: statistics over seeds and tasks, learning curves, plots."""
