@@ -2,6 +2,7 @@
 
     scripts/bench.py --suite cpu                     PPO on CartPole, Breakout and hopper for 1 and 16 seeds
     scripts/bench.py --suite resets                  what fresh, pooled and cached resets cost
+    scripts/bench.py --suite curves                  learning curves of 10 seeds, for docs/benchmarks.md
     scripts/bench.py --suite gpu                     every GPU measurement, under 8 minutes on one GPU
     scripts/bench.py --suite smoke                   tiny sizes, to see that it works
 
@@ -19,6 +20,7 @@ import argparse
 import csv
 import dataclasses
 import datetime
+import itertools
 import os
 import platform
 import statistics
@@ -112,11 +114,15 @@ def timed(function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int
         if sum(runs) > 90:
             break
     analysis = compiled.memory_analysis()
-    size = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
+    size = (
+        analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
+    )
     return compile_seconds, statistics.median(runs), size
 
 
-def step_alone(env: jaxrl.Env, num_seeds: int, num_envs: int, num_steps: int, reset: rollout.Reset) -> Callable[..., Any]:
+def step_alone(
+    env: jaxrl.Env, num_seeds: int, num_envs: int, num_steps: int, reset: rollout.Reset
+) -> Callable[..., Any]:
     """Environments stepped and reset with random actions and no learner: `key -> sums`."""
 
     def policy(key: Any, obs: Any, memory: Any, start: Any) -> Any:
@@ -133,12 +139,18 @@ def step_alone(env: jaxrl.Env, num_seeds: int, num_envs: int, num_steps: int, re
     return lambda key: jax.vmap(one)(jax.random.split(key, num_seeds))
 
 
-def measure(case: Case, repeats: int) -> dict[str, Any]:
+def build(case: Case) -> tuple[jaxrl.Algorithm, Any, int]:
+    """The algorithm, its hyperparameters, and the iterations that fit into the case's steps."""
     env = jaxrl.make_env(case.env)
     network = jaxrl.actor_critic(env.observation_space, env.action_space, **dict(case.network))
     agent = ppo.ppo(env, network=network, config=case.config)
     num_steps = max(1, case.total_steps // agent.env_steps)
-    hparams = agent.hyperparams(horizon=num_steps * agent.env_steps, **dict(case.hparams))
+    return agent, agent.hyperparams(horizon=num_steps * agent.env_steps, **dict(case.hparams)), num_steps
+
+
+def measure(case: Case, repeats: int) -> dict[str, Any]:
+    agent, hparams, num_steps = build(case)
+    env = jaxrl.make_env(case.env)
     keys = jax.random.split(jax.random.key(0), case.num_seeds)
     run = jax.vmap(jaxrl.train(agent, num_steps), (0, None))
     compile_seconds, seconds, size = timed(run, (keys, hparams), repeats)
@@ -158,6 +170,39 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         "env_alone_steps_per_second": round(limit),
         "share_of_env_alone": round(transitions / seconds / limit, 4),
     }
+
+
+ACROBOT = {**CARTPOLE, "env": "gymnax/Acrobot-v1"}
+NUM_SLICES = 50
+
+
+def measure_curves(only: str) -> Iterator[dict[str, Any]]:
+    """One row a seed: the return of evaluation episodes at the end, and of the episodes that ended in each slice."""
+    for settings, total_steps in ((CARTPOLE, 500_000), (ACROBOT, 500_000), (BREAKOUT, 1_000_000)):
+        case = Case(num_seeds=10, total_steps=total_steps, **settings)
+        if only not in case.name:
+            continue
+        agent, hparams, num_steps = build(case)
+        keys = jax.random.split(jax.random.key(0), case.num_seeds)
+        states, metrics = jax.jit(jax.vmap(jaxrl.train(agent, num_steps), (0, None)))(keys, hparams)
+        ends = [round(i * num_steps / NUM_SLICES) for i in range(NUM_SLICES + 1)]
+        total, count = (
+            jnp.stack([metrics[f"episode/{name}"][:, a:b].sum(1) for a, b in itertools.pairwise(ends)], 1)
+            for name in ("return_sum", "count")
+        )
+        final = {}
+        for sampled in (True, False):
+            play = jax.vmap(jaxrl.evaluate(agent, 32, sampled=sampled), (0, 0, None))
+            episodes = jax.jit(play)(jax.random.split(jax.random.key(1), case.num_seeds), states, hparams.env)
+            final["sampled" if sampled else "greedy"] = episodes.mean_return
+        for seed in range(case.num_seeds):
+            yield {
+                "case": case.name,
+                "seed": seed,
+                "steps": num_steps * agent.env_steps,
+                **{f"final_{name}": round(float(values[seed]), 3) for name, values in final.items()},
+                **{f"slice_{i}": round(float(total[seed, i] / count[seed, i]), 3) for i in range(NUM_SLICES)},
+            }
 
 
 RESET_ENVS = ("gymnax/CartPole-v1", "gymnax/Breakout-MinAtar", "brax/ant", "navix/Navix-DoorKey-8x8-v0")
@@ -203,7 +248,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("cpu", "gpu", "resets", "smoke"), default="smoke")
+    parser.add_argument("--suite", choices=("cpu", "gpu", "resets", "curves", "smoke"), default="smoke")
     parser.add_argument("--only", default="", help="measure only cases whose name contains this")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--budget", type=float, default=460.0, help="seconds after which no new case is begun")
@@ -213,12 +258,14 @@ def main() -> int:
     began, here, rows = time.perf_counter(), machine(), []
     if arguments.suite == "resets":
         results: Iterator[dict[str, Any]] = measure_resets(arguments.repeats)
+    elif arguments.suite == "curves":
+        results = measure_curves(arguments.only)
     else:
         chosen = [case for case in cases(arguments.suite) if arguments.only in case.name]
         results = (measure(case, arguments.repeats) for case in chosen)
     for row in results:
         rows.append({**row, **here})
-        print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
+        print("  ".join(f"{name}={value}" for name, value in row.items() if "slice" not in name), flush=True)
         # Written after each case, so that a stop loses nothing.
         with arguments.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for r in rows for name in r)))
