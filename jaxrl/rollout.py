@@ -103,8 +103,12 @@ class Transition:
         return self.terminated | self.truncated
 
 
-Policy = Callable[[Key, Observation, Memory, Bool[Array, " B"]], tuple[Any, Any, Memory, Any]]
-"""`(key, obs [B], memory [B], start [B]) -> (action, env_action, memory, extras)`."""
+Policy = Callable[[Any, Observation, Memory, Bool[Array, " B"]], tuple[Any, Any, Memory, Any]]
+"""`(draw, obs [B], memory [B], start [B]) -> (action, env_action, memory, extras)`; `draw` is one step's randomness."""
+
+_BYTES_AHEAD = 8 * 2**20
+"""Initial states are computed ahead of the loop over time up to this size; drawn inside, the random numbers alone can
+take longer than the environment's step."""
 
 
 def start(key: Key, env: Env, env_params: EnvParams, num_envs: int, memory: Memory, reset: Reset) -> ActorState:
@@ -143,10 +147,10 @@ def collect(
     env_params: EnvParams,
     actor: ActorState,
     policy: Policy,
-    num_steps: int,
+    draws: PyTree,
     reset: Reset,
 ) -> tuple[ActorState, Transition, Metrics]:
-    """Steps B environments `num_steps` times with a policy; where an episode ends, the next one starts.
+    """Steps B environments T times with a policy; where an episode ends, the next one starts.
 
     Args:
       key: a random key.
@@ -154,7 +158,7 @@ def collect(
       env_params: its parameters, shared by all copies.
       actor: from `start` or the last `collect`.
       policy: see `Policy`.
-      num_steps: T.
+      draws: the policy's randomness, leaves [T, ...]: a key for each step, or better the noise itself, drawn at once.
       reset: where new episodes start.
 
     Returns:
@@ -162,12 +166,11 @@ def collect(
       rollout: `episode/return_sum` (raw rewards), `episode/length_sum` and `episode/count`, so that an episode in
       progress never enters a mean.
     """
-    num_envs = actor.start.shape[0]
-    num_resets = {"fresh": num_envs, "pooled": reset.size, "cached": 1}[reset.mode]
+    num_envs, num_steps = actor.start.shape[0], jax.tree.leaves(draws)[0].shape[0]
 
-    def step(actor: ActorState, keys: tuple[Array, Array, Array]) -> tuple[ActorState, Any]:
-        key_policy, key_env, key_reset = keys
-        action, env_action, memory, extras = policy(key_policy, actor.obs, actor.memory, actor.start)
+    def step(actor: ActorState, row: tuple[Any, Array, Any]) -> tuple[ActorState, Any]:
+        draw, key_env, offered = row
+        action, env_action, memory, extras = policy(draw, actor.obs, actor.memory, actor.start)
         env_state, result = jax.vmap(env.step, (0, 0, 0, None))(key_env, actor.env_state, env_action, env_params)
         ended = result.ended
         episode_return = actor.episode_return + result.reward
@@ -183,7 +186,7 @@ def collect(
             memory=memory,
             extras=extras,
         )
-        initial = _initial(key_reset, env, env_params, actor.cache, ended, reset)
+        initial = _initial(offered, actor.cache, ended, reset)
         env_state, obs = trees.where(ended, initial, (env_state, result.obs))
         actor = dataclasses.replace(
             actor,
@@ -196,14 +199,23 @@ def collect(
         )
         return actor, (transition, episode_return, episode_length)
 
-    # All keys are derived in three batched calls here rather than in many small ones inside the loop.
-    key_policy, key_env, key_reset = jax.random.split(key, 3)
-    keys = (
-        jax.random.split(key_policy, num_steps),
-        jax.random.split(key_env, (num_steps, num_envs)),
-        jax.random.split(key_reset, (num_steps, num_resets)),
+    def steps(actor: ActorState, block: tuple[Any, Array, Array]) -> tuple[ActorState, Any]:
+        draw, key_env, key_reset = block
+        if reset.mode == "cached":
+            offered = jax.vmap(lambda key: jax.random.randint(key, (num_envs,), 0, reset.size))(key_reset[:, 0])
+        else:
+            offered = jax.vmap(jax.vmap(env.reset, (0, None)), (0, None))(key_reset, env_params)
+        return jax.lax.scan(step, actor, (draw, key_env, offered))
+
+    num_resets = {"fresh": num_envs, "pooled": reset.size, "cached": 1}[reset.mode]
+    keys = jax.random.split(key, (num_steps, num_envs + num_resets))
+    length = num_steps if reset.mode == "cached" else _block_length(actor, num_steps, num_resets)
+    blocks = jax.tree.map(
+        lambda x: x.reshape((num_steps // length, length, *x.shape[1:])),
+        (draws, keys[:, :num_envs], keys[:, num_envs:]),
     )
-    actor, (transitions, returns, lengths) = jax.lax.scan(step, actor, keys)
+    actor, stacked = jax.lax.scan(steps, actor, blocks)
+    transitions, returns, lengths = trees.flatten_time(stacked)
     ended = transitions.ended
     metrics = {
         "episode/return_sum": jnp.sum(jnp.where(ended, returns, 0.0)),
@@ -213,20 +225,19 @@ def collect(
     return actor, transitions, metrics
 
 
-def _initial(
-    keys: Array,
-    env: Env,
-    env_params: EnvParams,
-    cache: PyTree,
-    ended: Bool[Array, " B"],
-    reset: Reset,
-) -> tuple[EnvState, Observation]:
+def _block_length(actor: ActorState, num_steps: int, num_resets: int) -> int:
+    """Steps whose initial states are computed together: the largest divisor of T that keeps them small."""
+    num_envs = actor.start.shape[0]
+    one_step = trees.num_bytes((actor.env_state, actor.obs)) * num_resets // num_envs
+    fitting = [n for n in range(1, num_steps + 1) if num_steps % n == 0 and n * one_step <= _BYTES_AHEAD]
+    return max(fitting, default=1)
+
+
+def _initial(offered: Any, cache: PyTree, ended: Bool[Array, " B"], reset: Reset) -> tuple[EnvState, Observation]:
     """Initial (state, obs) for every environment, leaves [B, ...], of which those that ended will be used."""
     if reset.mode == "cached":
-        index = jax.random.randint(keys[0], ended.shape, 0, reset.size)
-        return jax.tree.map(lambda leaf: leaf[index], cache)
-    initial = jax.vmap(env.reset, (0, None))(keys, env_params)
+        return jax.tree.map(lambda leaf: leaf[offered], cache)
     if reset.mode == "pooled":
         rank = jnp.cumsum(ended.astype(jnp.int32)) - 1
-        initial = jax.tree.map(lambda leaf: leaf[rank % reset.size], initial)
-    return initial
+        return jax.tree.map(lambda leaf: leaf[rank % reset.size], offered)
+    return offered

@@ -125,15 +125,17 @@ def step_alone(
 ) -> Callable[..., Any]:
     """Environments stepped and reset with random actions and no learner: `key -> sums`."""
 
-    def policy(key: Any, obs: Any, memory: Any, start: Any) -> Any:
-        action = jax.vmap(lambda k: spaces.sample(env.action_space, k))(jax.random.split(key, num_envs))
+    def policy(keys: Any, obs: Any, memory: Any, start: Any) -> Any:
+        action = jax.vmap(lambda key: spaces.sample(env.action_space, key))(keys)
         return action, action, (), ()
 
     def one(key: Any) -> Any:
         key_start, key_steps = jax.random.split(key)
         params = env.default_params()
         actor = rollout.start(key_start, env, params, num_envs, (), reset)
-        actor, batch, _ = rollout.collect(key_steps, env, params, actor, policy, num_steps, reset)
+        key_steps, key_policy = jax.random.split(key_steps)
+        draws = jax.random.split(key_policy, (num_steps, num_envs))
+        actor, batch, _ = rollout.collect(key_steps, env, params, actor, policy, draws, reset)
         return jnp.sum(batch.reward), jax.tree.map(jnp.sum, batch.next_obs)
 
     return lambda key: jax.vmap(one)(jax.random.split(key, num_seeds))

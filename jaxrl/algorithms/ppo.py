@@ -52,6 +52,7 @@ class Config:
       num_epochs: passes over the rollout per iteration.
       num_minibatches: parts that each pass splits it into, M.
       normalize_advantage: over each minibatch, over the whole batch, or none.
+      stop_at_target_kl: whether an iteration stops learning once the policy has moved by more than `target_kl`.
       clip_value: whether the value may move only by `value_clip` from where it was in the rollout.
       schedule: how the learning rate falls with progress: constant, linear or cosine.
       normalize_observations: whether the network sees observations less their running mean, by their deviation.
@@ -66,6 +67,7 @@ class Config:
     num_epochs: int = 4
     num_minibatches: int = 4
     normalize_advantage: Literal["minibatch", "batch", "none"] = "minibatch"
+    stop_at_target_kl: bool = False
     clip_value: bool = True
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     normalize_observations: bool = False
@@ -89,7 +91,8 @@ class Hyperparams:
       value_coef: weight of the value loss.
       value_clip: how far the value may move in one iteration, if `clip_value`.
       max_grad_norm: gradients of a greater global norm are scaled down to it.
-      target_kl: once a minibatch's KL divergence exceeds it, the rest of the iteration's updates are dropped.
+      target_kl: KL divergence of a minibatch from which on the iteration's updates are dropped, if
+        `stop_at_target_kl`.
       horizon: environment steps over which progress goes from 0 to 1; infinite: no schedule.
     """
 
@@ -202,6 +205,11 @@ def ppo(
             env=env.default_params(),
             **{name: jnp.float32(value) for name, value in _DEFAULTS.items()},
         )
+        if "target_kl" in changes and not config.stop_at_target_kl:
+            raise ValueError(
+                f"target_kl = {changes['target_kl']} has no effect while config.stop_at_target_kl = False; "
+                "set Config(stop_at_target_kl=True)."
+            )
         return trees.with_changes(defaults, changes, _RANGES)
 
     def see(state: State, obs: Observation) -> Observation:
@@ -230,19 +238,24 @@ def ppo(
             return _step(state, hparams)
 
     def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
-        key, key_collect, key_update = jax.random.split(state.key, 3)
+        key, key_noise, key_collect, *keys_epoch = jax.random.split(state.key, 3 + config.num_epochs)
         progress = schedules.progress(state.num_steps.astype(jnp.float32) * batch_size, hparams.horizon)
         transform = optimizer(hparams, hparams.learning_rate * schedules.SCHEDULES[config.schedule](progress))
 
         # --- Collect ---------------------------------------------------------------------------------------------
-        def policy(key: Key, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-            output, memory = _apply(net, state.params, see(state, obs), memory, start)
-            action = output.policy.sample(key)
+        def look(obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
+            return _apply(net, state.params, see(state, obs), memory, start)
+
+        def policy(noise: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
+            output, memory = look(obs, memory, start)
+            action = output.policy.sample_from(noise)
             return action, to_env_action(env.action_space, action), memory, ()
 
-        actor, batch, metrics = rollout.collect(
-            key_collect, env, hparams.env, state.actor, policy, config.num_steps, reset
-        )
+        # The noise of all steps in one draw: inside the loop over time it would cost more than the network.
+        shapes, _ = jax.eval_shape(look, state.actor.obs, state.actor.memory, state.actor.start)
+        noise = jax.vmap(shapes.policy.noise)(jax.random.split(key_noise, config.num_steps))
+
+        actor, batch, metrics = rollout.collect(key_collect, env, hparams.env, state.actor, policy, noise, reset)
 
         # --- Estimate --------------------------------------------------------------------------------------------
         obs, next_obs = see(state, batch.obs), see(state, batch.next_obs)
@@ -286,13 +299,14 @@ def ppo(
             params, opt_state, stopped = carry
             gradient, info = jax.grad(loss, has_aux=True)(params, *minibatch)
             updates, new_opt_state = transform.update(gradient, opt_state, params)
-            # A mask, not a condition: under vmap a condition would run both branches anyway.
-            stopped = stopped | (info["policy/kl"] > hparams.target_kl)
-            keep = (optax.apply_updates(params, updates), new_opt_state)
-            params, opt_state = trees.where(stopped, (params, opt_state), keep)
+            learned = (optax.apply_updates(params, updates), new_opt_state)
             info["gradient/norm"] = optax.tree.norm(gradient)
-            info["update/share_applied"] = 1.0 - stopped.astype(jnp.float32)
-            return (params, opt_state, stopped), info
+            if config.stop_at_target_kl:
+                # A mask, not a condition: under vmap a condition would run both branches anyway.
+                stopped = stopped | (info["policy/kl"] > hparams.target_kl)
+                learned = trees.where(stopped, (params, opt_state), learned)
+                info["update/share_applied"] = 1.0 - stopped.astype(jnp.float32)
+            return (*learned, stopped), info
 
         def epoch(carry: Any, key: Key) -> tuple[Any, Metrics]:
             parts = minibatches.shuffled(
@@ -304,9 +318,8 @@ def ppo(
             )
             return jax.lax.scan(update, carry, parts)
 
-        keys = jax.random.split(key_update, config.num_epochs)
         carry = (state.params, state.opt_state, jnp.bool_(False))
-        (params, opt_state, _), info = jax.lax.scan(epoch, carry, keys)
+        (params, opt_state, _), info = jax.lax.scan(epoch, carry, jnp.stack(keys_epoch))
         metrics |= jax.tree.map(jnp.mean, info)
 
         observation_statistics = state.observation_statistics
@@ -451,7 +464,7 @@ _DEFAULTS = {
     "value_coef": 0.5,
     "value_clip": 0.2,
     "max_grad_norm": 0.5,
-    "target_kl": float("inf"),
+    "target_kl": 0.02,
     "horizon": float("inf"),
 }
 

@@ -131,6 +131,6 @@ def _draw(panel: Any, curve: _Curve, index: int, alone: bool, confidence: float)
         markersize=5,
         capsize=3,
         linewidth=1.2,
-        label=f"evaluation: mean of {seeds}{interval}",
+        label=f"evaluation, greedy: mean of {seeds}{interval}",
         zorder=4,
     )

@@ -47,13 +47,20 @@ class Categorical:
         return jax.nn.softmax(self.logits)
 
     def sample(self, key: Key) -> Int[Array, "*batch"]:
-        """Draws one action, by inverting the distribution function; probabilities are resolved to about 2^-23."""
+        """Draws one action."""
+        return self.sample_from(self.noise(key))
+
+    def noise(self, key: Key) -> Float[Array, "*batch 1"]:
+        """The uniform numbers that one draw of each needs; of `self` only the shape is read."""
+        return jax.random.uniform(key, (*self.logits.shape[:-1], 1), self.logits.dtype)
+
+    def sample_from(self, noise: Float[Array, "*batch 1"]) -> Int[Array, "*batch"]:
+        """Turns noise into actions, by inverting the distribution function; probabilities are resolved to 2^-23."""
         # One uniform number a draw, where the Gumbel-max trick takes A of them and 2A logarithms.
         weight = jnp.exp(self.logits - jnp.max(self.logits, axis=-1, keepdims=True))
         # A parallel sum may round differently at an action of weight zero, which must never be drawn.
         cumulative = jnp.where(weight > 0, jnp.cumsum(weight, axis=-1), 0.0)
-        uniform = jax.random.uniform(key, (*weight.shape[:-1], 1), weight.dtype)
-        threshold = uniform * jnp.max(cumulative, axis=-1, keepdims=True)
+        threshold = noise * jnp.max(cumulative, axis=-1, keepdims=True)
         return jnp.argmax(cumulative > threshold, axis=-1).astype(jnp.int32)
 
     def sample_and_log_prob(self, key: Key) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
@@ -110,8 +117,16 @@ class MultiCategorical:
 
     def sample(self, key: Key) -> Int[Array, "*batch k"]:
         """Draws all parts."""
+        return self.sample_from(self.noise(key))
+
+    def noise(self, key: Key) -> tuple[Float[Array, "*batch 1"], ...]:
+        """The uniform numbers that one draw of each needs; of `self` only the shape is read."""
         keys = jax.random.split(key, len(self.logits))
-        draws = [part.sample(keys[i]) for i, part in enumerate(self.parts())]
+        return tuple(part.noise(keys[i]) for i, part in enumerate(self.parts()))
+
+    def sample_from(self, noise: tuple[Float[Array, "*batch 1"], ...]) -> Int[Array, "*batch k"]:
+        """Turns noise into actions."""
+        draws = [part.sample_from(one) for part, one in zip(self.parts(), noise, strict=True)]
         return jnp.stack(draws, axis=-1)
 
     def sample_and_log_prob(self, key: Key) -> tuple[Int[Array, "*batch k"], Float[Array, "*batch"]]:
@@ -152,7 +167,14 @@ class Gaussian:
 
     def sample(self, key: Key) -> Float[Array, "*batch D"]:
         """Draws one vector, differentiable in mean and log_std."""
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.sample_from(self.noise(key))
+
+    def noise(self, key: Key) -> Float[Array, "*batch D"]:
+        """The standard normal numbers that one draw of each needs; of `self` only the shape is read."""
+        return jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def sample_from(self, noise: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Turns noise into a draw, differentiable in mean and log_std."""
         return self.mean + jnp.exp(self._full_log_std()) * noise
 
     def sample_and_log_prob(self, key: Key) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
@@ -221,7 +243,15 @@ class TanhGaussian:
 
     def sample(self, key: Key) -> Float[Array, "*batch D"]:
         """Draws one vector, differentiable in mean and log_std."""
-        return self._forward(self.base().sample(key))
+        return self.sample_from(self.noise(key))
+
+    def noise(self, key: Key) -> Float[Array, "*batch D"]:
+        """The standard normal numbers that one draw of each needs; of `self` only the shape is read."""
+        return self.base().noise(key)
+
+    def sample_from(self, noise: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Turns noise into a draw, differentiable in mean and log_std."""
+        return self._forward(self.base().sample_from(noise))
 
     def sample_and_log_prob(self, key: Key) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
         """Draws one vector; also its log-density, computed before rounding to the bounds can lose it."""

@@ -76,7 +76,7 @@ def test_one_run_shows_its_seeds_its_evaluation_and_units(tmp_path, monkeypatch)
     assert "steps" in panel.get_xlabel()
     assert "return" in panel.get_ylabel()
     labels = [text.get_text() for text in panel.get_legend().get_texts()]
-    assert labels == ["training: mean of 3 seeds, 95% interval", "evaluation: mean of 3 seeds, 95% interval"]
+    assert labels == ["training: mean of 3 seeds, 95% interval", "evaluation, greedy: mean of 3 seeds, 95% interval"]
     assert (tmp_path / "a" / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -39,7 +39,7 @@ def _ppo(env: str, **network: Any) -> Callable[..., Algorithm]:
     def make(**config: Any) -> Algorithm:
         made = jaxrl.make_env(env)
         net = jaxrl.actor_critic(made.observation_space, made.action_space, **{"hidden": (8,), **network})
-        config = {"num_envs": 4, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, **config}
+        config = {"stop_at_target_kl": True, "num_envs": 4, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, **config}
         return ppo.ppo(made, network=net, config=ppo.Config(**config))
 
     return make
@@ -59,6 +59,7 @@ _PPO_OPTIONS = {
     "num_epochs": 3,
     "num_minibatches": 4,
     "normalize_advantage": "batch",
+    "stop_at_target_kl": False,
     "clip_value": False,
     "schedule": "constant",
     "normalize_observations": True,

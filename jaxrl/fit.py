@@ -1,0 +1,529 @@
+"""The host loop over compiled segments: metrics to disk, evaluations, checkpoints, signals, divergence, time left.
+
+Resuming is bit-identical to never having stopped, also with a larger total: a segment ends at the next multiple of its
+length, or with the last iteration, whatever came before, and one compiled program computes segments of every length.
+"""
+
+import contextlib
+import functools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+import xarray
+
+from jaxrl import checkpoint, memory, runs, sinks
+from jaxrl.evaluation import Episodes, evaluate
+from jaxrl.ops import trees
+from jaxrl.runs import Run
+from jaxrl.sinks import Sink
+from jaxrl.types import Algorithm, Hyperparams, Key, Metrics, State
+
+# What must be finite in every iteration. Others may not be: explained variance is not where nothing varies.
+_FINITE_GROUPS = ("loss/", "gradient/")
+
+
+class EvaluationPlan(NamedTuple):
+    """When and how to evaluate.
+
+    Attributes:
+      num_evaluations: spread evenly over the segments, the last at the end.
+      play: `(key, state, hparams) -> Episodes` with leaves [E], or [P, E] for a population; see `play_episodes`.
+    """
+
+    num_evaluations: int
+    play: Callable[[Key, State, Hyperparams], Episodes]
+
+
+class Progress(NamedTuple):
+    """What is known after a segment.
+
+    Attributes:
+      iteration: done so far.
+      total_iterations: of the whole run.
+      env_steps: transitions so far of each member.
+      steps_per_second: transitions of all members per second of training, without compilation.
+      returns: mean return of the episodes that ended in this segment, NaN where none did, [P].
+      mean_return: over the members whose return is known; NaN if there are none.
+      interval: 95% confidence interval of that mean (Student's t over members); NaN with fewer than two.
+      evaluation: mean return of each member if there was an evaluation now, [P].
+      seconds: since the run began, over all its processes.
+      compile_seconds: thereof for compilation.
+      eta_seconds: expected until the end.
+      diverged: transitions of the member at which it was seen to diverge, by member.
+    """
+
+    iteration: int
+    total_iterations: int
+    env_steps: int
+    steps_per_second: float
+    returns: np.ndarray
+    mean_return: float
+    interval: tuple[float, float]
+    evaluation: np.ndarray | None
+    seconds: float
+    compile_seconds: float
+    eta_seconds: float
+    diverged: dict[int, int]
+
+
+class Result(NamedTuple):
+    """What `fit` gives back.
+
+    Attributes:
+      state: the algorithm's state at the end.
+      iteration: iterations done.
+      stopped: number of the signal that ended the run early, or None.
+      results: as written to results.json.
+    """
+
+    state: State
+    iteration: int
+    stopped: int | None
+    results: dict[str, Any]
+
+
+def fit(
+    algorithm: Algorithm,
+    hparams: Hyperparams,
+    *,
+    seed: int,
+    total_iterations: int,
+    segment: int,
+    num_seeds: int | None = None,
+    run: Run | None = None,
+    evaluation: EvaluationPlan | None = None,
+    extra_sinks: Sequence[Sink] = (),
+    checkpoint_seconds: float = 30.0,
+    keep_last: int = 2,
+    rows_per_segment: int | None = None,
+    resume: bool = False,
+    on_segment: Callable[[Progress], None] = lambda progress: None,
+    on_message: Callable[[str], None] = print,
+) -> Result:
+    """Trains in segments and keeps the run's folder.
+
+    Args:
+      algorithm: one learner or a population.
+      hparams: its hyperparameters.
+      seed: all randomness of training and evaluation follows from it.
+      total_iterations: calls of `algorithm.step`.
+      segment: iterations between two looks of the host.
+      num_seeds: members P if the algorithm is a population: its state and metrics have a leading axis [P].
+      run: where to write; None writes nothing.
+      evaluation: None never evaluates.
+      extra_sinks: besides the folder's log.jsonl; they are closed at the end.
+      checkpoint_seconds: a checkpoint is written when so much time has passed, after each evaluation, on SIGTERM and
+        SIGINT, and at the end. The best has the highest mean return over members, of evaluations if there are any.
+      keep_last: checkpoints kept besides the best.
+      rows_per_segment: rows that the metrics of a segment are reduced to, see `runs.segment_dataset`.
+      resume: whether to continue from the newest whole checkpoint of `run`.
+      on_segment: called after each segment.
+      on_message: called with each line for people: divergence, damage, changed versions, signals.
+
+    Returns:
+      The outcome. After a signal the state has been saved and `stopped` is set.
+
+    Raises:
+      ValueError: arguments do not fit together, the memory does not suffice, or `run` has checkpoints and `resume` is
+        false.
+      StorageError: something cannot be written; what was there is kept.
+    """
+    if total_iterations < 1 or segment < 1:
+        raise ValueError(
+            "total_iterations and segment must be at least 1; "
+            f"got total_iterations = {total_iterations}, segment = {segment}."
+        )
+    if resume and run is None:
+        raise ValueError("resume = True needs the run that is to be continued; got run = None.")
+    began = time.perf_counter()
+    hparams = trees.as_arrays(hparams)
+    segment = min(segment, total_iterations)
+    members, steps = num_seeds or 1, algorithm.env_steps // (num_seeds or 1)
+    key_train, key_evaluation = jax.random.split(jax.random.key(seed))
+
+    @jax.jit
+    def init(key: Key, hparams: Hyperparams) -> State:
+        return trees.as_arrays(algorithm.init(key, hparams))
+
+    template = jax.eval_shape(init, key_train, hparams)
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_signals(on_message))
+        if run:
+            stack.enter_context(run.lock())
+        have = memory.available()
+        saved = _load(run, template, hparams, total_iterations, resume, on_message)
+        info = saved[2] if saved else _new_info(members, hparams)
+        compiled = functools.partial(_compile, info, algorithm, num_seeds)
+
+        def check_estimate(traced: Any) -> None:
+            needed = memory.estimate_of_trace(traced, template)
+            memory.check(needed.total, have, algorithm, num_seeds, memory.describe(needed))
+
+        advance = compiled(_advance, algorithm, template, hparams, jnp.int32(segment), segment, check=check_estimate)
+        info["bytes"] = memory.compiled_bytes(advance)
+        memory.check(info["bytes"] or 0, have, algorithm, num_seeds, "as compiled")
+        state, iteration = saved[:2] if saved else (compiled(init, key_train, hparams)(key_train, hparams), 0)
+        play = evaluation and compiled(jax.jit(evaluation.play), key_evaluation, template, hparams)
+        outlets = [*([sinks.jsonl(run.path / "log.jsonl")] if run else []), *extra_sinks]
+        for sink in outlets:
+            stack.callback(sink.close)
+            sink.start(float(iteration * steps), members)
+        saved_at, saved_time, told_time = iteration, time.perf_counter(), began
+
+        while iteration < total_iterations and not stop:
+            first, iteration = iteration, min((iteration // segment + 1) * segment, total_iterations)
+            started = time.perf_counter()
+            with memory.explained(algorithm, num_seeds):
+                state, metrics = jax.block_until_ready(advance(state, hparams, jnp.int32(iteration - first)))
+            info["train_seconds"] += time.perf_counter() - started
+
+            metrics = _by_member(jax.device_get(metrics), iteration - first, members)
+            bad = np.broadcast_to(_not_finite(state, num_seeds), members)
+            _note_divergence(info, metrics, bad, first, steps, on_message)
+            returns = _segment_returns(metrics, members)
+            info["returns"] = np.where(np.isnan(returns), info["returns"], returns).tolist()
+            if run:
+                run.write_segment(first, runs.segment_dataset(metrics, first, steps, rows_per_segment))
+            played = None
+            if evaluation and play and _is_due(evaluation.num_evaluations, iteration, segment, total_iterations):
+                episodes = jax.device_get(play(jax.random.fold_in(key_evaluation, iteration), state, hparams))
+                played = _mean_of_finished(episodes, members)
+                info["evaluation"] = played.tolist()
+                if run:
+                    run.write_evaluation(iteration, _evaluation_dataset(episodes, members, iteration * steps))
+            _feed(outlets, metrics, played, float(iteration * steps))
+
+            now = time.perf_counter()
+            info["seconds"], told_time = info["seconds"] + now - told_time, now
+            due = bool(stop) or iteration == total_iterations or now - saved_time >= checkpoint_seconds
+            if run and (due or played is not None):
+                is_best = _note_best(info, played if evaluation else returns)
+                checkpoint.save(run.checkpoints, iteration, state, info, keep_last, is_best)
+                saved_at, saved_time = iteration, time.perf_counter()
+            on_segment(_progress(info, returns, played, iteration, total_iterations, algorithm.env_steps, members))
+
+        if run and iteration != saved_at:
+            checkpoint.save(run.checkpoints, iteration, state, info, keep_last)
+        results = _results(info, iteration, total_iterations, algorithm.env_steps, members)
+        if run:
+            run.write_results(results)
+    return Result(state, iteration, stop[0] if stop else None, results)
+
+
+def play_episodes(
+    member: Algorithm,
+    num_episodes: int,
+    sampled: bool = False,
+    max_steps: int | None = None,
+    num_seeds: int | None = None,
+) -> Callable[[Key, State, Hyperparams], Episodes]:
+    """Evaluation of one learner or of each member of a population, for an `EvaluationPlan`.
+
+    Args:
+      member: the algorithm of one member.
+      num_episodes: E, for each member.
+      sampled: as for `evaluate`.
+      max_steps: as for `evaluate`.
+      num_seeds: P if the state is that of a population.
+
+    Returns:
+      `(key, state, hparams) -> Episodes`; the environment's parameters are `hparams.env`, of which a leaf with one more
+      axis than the member's default has one value a member.
+    """
+    play = evaluate(member, num_episodes, max_steps, sampled)
+    if num_seeds is None:
+        return lambda key, state, hparams: play(key, state, hparams.env)
+    axes = lambda env: jax.tree.map(lambda leaf, one: 0 if leaf.ndim > one.ndim else None, env, default)
+    default = member.hyperparams().env
+
+    def play_all(key: Key, state: State, hparams: Hyperparams) -> Episodes:
+        return jax.vmap(play, (0, 0, axes(hparams.env)))(jax.random.split(key, num_seeds), state, hparams.env)
+
+    return play_all
+
+
+def _load(
+    run: Run | None,
+    template: State,
+    hparams: Hyperparams,
+    total_iterations: int,
+    resume: bool,
+    on_message: Callable[[str], None],
+) -> tuple[State, int, dict[str, Any]] | None:
+    """State, iteration and info to continue from; None to begin."""
+    if run is None:
+        return None
+    if not resume:
+        if present := checkpoint.iterations(run.checkpoints):
+            raise ValueError(f"{run.path} has checkpoints of iterations {present}: resume it, or name another folder.")
+        return None
+
+    def damaged(iteration: int, reason: str) -> None:
+        on_message(f"{reason} The one before is used.")
+        checkpoint.set_aside(run.checkpoints, iteration)
+
+    for line in runs.differences(run.record):
+        on_message(f"Not as when the run was made, so its numbers may differ: {line}.")
+    saved = checkpoint.load_latest(run.checkpoints, template, damaged)
+    if saved is None:
+        on_message(f"{run.path} has no whole checkpoint: training starts from the beginning.")
+        return None
+    state, iteration, info = saved
+    if iteration > total_iterations:
+        raise ValueError(
+            f"{run.path} has done {iteration} iterations already, more than total_iterations = {total_iterations}."
+        )
+    now = checkpoint.digests(hparams)
+    if changed := [name for name in now if now[name] != info["hparams"].get(name)]:
+        on_message(f"Hyperparameters changed since the checkpoint: {', '.join(changed).replace('state.', '')}.")
+        info["hparams"] = now
+    return state, iteration, info
+
+
+def _new_info(members: int, hparams: Hyperparams) -> dict[str, Any]:
+    """What a checkpoint carries besides the state."""
+    return {
+        "seconds": 0.0,
+        "train_seconds": 0.0,
+        "compile_seconds": 0.0,
+        "returns": [math.nan] * members,
+        "evaluation": None,
+        "best_return": None,
+        "diverged": {},
+        "hparams": checkpoint.digests(hparams),
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("algorithm", "capacity"), donate_argnames=("state",))
+def _advance(
+    algorithm: Algorithm, state: State, hparams: Hyperparams, num_steps: jax.Array, capacity: int
+) -> tuple[State, Metrics]:
+    """`training.advance` by a number of steps that is data, at most `capacity`: one program for all segments."""
+    # An inner jit is traced once, though both `eval_shape` and the loop use it.
+    step = jax.jit(algorithm.step, inline=True)
+    rows = jax.tree.map(lambda m: jnp.zeros((capacity, *m.shape), m.dtype), jax.eval_shape(step, state, hparams)[1])
+
+    def body(index: jax.Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+        state, metrics = step(carry[0], hparams)
+        return state, jax.tree.map(lambda all_rows, row: all_rows.at[index].set(row), carry[1], metrics)
+
+    return jax.lax.fori_loop(0, num_steps, body, (state, rows))
+
+
+def _compile(
+    info: dict[str, Any],
+    algorithm: Algorithm,
+    num_seeds: int | None,
+    function: Any,
+    *arguments: Any,
+    check: Callable[[Any], None] = lambda traced: None,
+) -> Any:
+    """Traces, checks what was traced, compiles, and adds the time to `info`."""
+    started = time.perf_counter()
+    with memory.explained(algorithm, num_seeds):
+        traced = function.trace(*arguments)
+        check(traced)
+        compiled = traced.lower().compile()
+    info["compile_seconds"] += time.perf_counter() - started
+    return compiled
+
+
+@contextlib.contextmanager
+def _signals(on_message: Callable[[str], None]) -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT in a list instead of dying; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        on_message(f"{signal.Signals(number).name}: the segment in flight is finished and the state saved.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_due(num_evaluations: int, iteration: int, segment: int, total_iterations: int) -> bool:
+    """Whether an evaluation falls due with the segment that ends at `iteration`."""
+    segments, index = math.ceil(total_iterations / segment), math.ceil(iteration / segment)
+    return index * num_evaluations // segments > (index - 1) * num_evaluations // segments
+
+
+def _by_member(metrics: dict[str, Any], num: int, members: int) -> dict[str, np.ndarray]:
+    """The first `num` rows of metrics as [num, P]; what has no member axis is the same for all."""
+    if not metrics:
+        raise ValueError("fit needs an algorithm whose step gives at least one metric; this one gives none.")
+    shaped = {}
+    for name, values in metrics.items():
+        flat = values[:num].reshape(num, -1)
+        if flat.shape[1] not in (1, members):
+            raise ValueError(
+                "Metrics must be one number a step and member; "
+                f"{name} has shape {values.shape[1:]} a step, there are {members} members."
+            )
+        shaped[name] = np.broadcast_to(flat, (num, members))
+    return shaped
+
+
+@functools.partial(jax.jit, static_argnames="num_seeds")
+def _not_finite(state: State, num_seeds: int | None) -> jax.Array:
+    """Whether parameters hold NaN or infinity, [P], or [] for one: leaves below a `params`, else all of the state."""
+    leaves = {
+        name: leaf for name, leaf in trees.named_leaves(state).items() if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    chosen = [leaf for name, leaf in leaves.items() if "params" in name.split(".")] or list(leaves.values())
+    bad = jnp.zeros(() if num_seeds is None else (num_seeds,), bool)
+    for leaf in chosen:
+        mapped = num_seeds is not None and leaf.ndim > 0 and leaf.shape[0] == num_seeds
+        bad = bad | jnp.any(~jnp.isfinite(leaf), axis=tuple(range(int(mapped), leaf.ndim)))
+    return bad
+
+
+def _note_divergence(
+    info: dict[str, Any],
+    metrics: dict[str, np.ndarray],
+    bad_params: np.ndarray,
+    first: int,
+    steps: int,
+    on_message: Callable[[str], None],
+) -> None:
+    """Records the transitions after which each member's losses, gradients or parameters were first not finite."""
+    watched = [values for name, values in metrics.items() if name.startswith(_FINITE_GROUPS)]
+    num = len(next(iter(metrics.values())))
+    bad = np.any([~np.isfinite(values) for values in watched], axis=0) if watched else np.zeros((num, 1), bool)
+    bad = np.broadcast_to(bad, (num, len(bad_params))).copy()
+    bad[-1] |= bad_params
+    for member in np.flatnonzero(bad.any(axis=0)):
+        if str(member) not in info["diverged"]:
+            at = (first + int(np.argmax(bad[:, member])) + 1) * steps
+            info["diverged"][str(member)] = at
+            on_message(f"Seed {member} diverged: not finite after {at:,} steps. The other seeds are not affected.")
+
+
+def _segment_returns(metrics: dict[str, np.ndarray], members: int) -> np.ndarray:
+    """Mean return of the episodes that ended, NaN where none did, [P]."""
+    if not {"episode/return_sum", "episode/count"} <= set(metrics):
+        return np.full(members, np.nan)
+    count = metrics["episode/count"].sum(axis=0, dtype=np.float64)
+    total = metrics["episode/return_sum"].sum(axis=0, dtype=np.float64)
+    return np.divide(total, count, out=np.full(members, np.nan), where=count > 0)
+
+
+def _mean_of_finished(episodes: Episodes, members: int) -> np.ndarray:
+    finished = np.reshape(episodes.finished, (members, -1))
+    total = np.where(finished, np.reshape(episodes.returns, (members, -1)), 0.0).sum(axis=1, dtype=np.float64)
+    return np.divide(total, finished.sum(axis=1), out=np.full(members, np.nan), where=finished.any(axis=1))
+
+
+def _evaluation_dataset(episodes: Episodes, members: int, env_steps: int) -> xarray.Dataset:
+    fields = {name: getattr(episodes, name) for name in ("returns", "lengths", "finished")}
+    return xarray.Dataset(
+        {name: (("seed", "episode"), np.reshape(values, (members, -1))) for name, values in fields.items()},
+        {"seed": np.arange(members, dtype=np.int32)},
+        {"env_steps": float(env_steps)},
+    )
+
+
+def _feed(outlets: Sequence[Sink], metrics: dict[str, np.ndarray], played: np.ndarray | None, step: float) -> None:
+    """Writes one line a member: sums and means over the segment, and the returns."""
+    scalars = {
+        name: (values.sum if runs.is_summed(name) else values.mean)(axis=0, dtype=np.float64)
+        for name, values in metrics.items()
+    }
+    members = len(next(iter(scalars.values())))
+    scalars["episode/return"] = _segment_returns(metrics, members)
+    if played is not None:
+        scalars["evaluation/return"] = played
+    for sink in outlets:
+        for member in range(members):
+            sink.write(step, member, {name: float(values[member]) for name, values in scalars.items()})
+
+
+def _note_best(info: dict[str, Any], returns: np.ndarray | None) -> bool:
+    """Whether the mean over members is the highest so far; then it is recorded."""
+    mean = math.nan if returns is None else _mean_and_interval(returns)[0]
+    is_best = not math.isnan(mean) and (info["best_return"] is None or mean > info["best_return"])
+    if is_best:
+        info["best_return"] = mean
+    return is_best
+
+
+def _mean_and_interval(values: np.ndarray) -> tuple[float, tuple[float, float]]:
+    known = values[np.isfinite(values)]
+    mean = float(known.mean()) if len(known) else math.nan
+    if len(known) < 2:
+        return mean, (math.nan, math.nan)
+    half = float(scipy.special.stdtrit(len(known) - 1, 0.975) * known.std(ddof=1) / math.sqrt(len(known)))
+    return mean, (mean - half, mean + half)
+
+
+def _progress(
+    info: dict[str, Any],
+    returns: np.ndarray,
+    played: np.ndarray | None,
+    iteration: int,
+    total_iterations: int,
+    env_steps: int,
+    members: int,
+) -> Progress:
+    mean, interval = _mean_and_interval(returns)
+    seconds_per_iteration = (info["seconds"] - info["compile_seconds"]) / iteration
+    return Progress(
+        iteration=iteration,
+        total_iterations=total_iterations,
+        env_steps=iteration * env_steps // members,
+        steps_per_second=iteration * env_steps / info["train_seconds"],
+        returns=returns,
+        mean_return=mean,
+        interval=interval,
+        evaluation=played,
+        seconds=info["seconds"],
+        compile_seconds=info["compile_seconds"],
+        eta_seconds=(total_iterations - iteration) * seconds_per_iteration,
+        diverged={int(member): at for member, at in info["diverged"].items()},
+    )
+
+
+def _results(
+    info: dict[str, Any], iteration: int, total_iterations: int, env_steps: int, members: int
+) -> dict[str, Any]:
+    """The table at the end: one row a seed, and what the run took."""
+    evaluated = info["evaluation"]
+    table = [
+        {
+            "seed": member,
+            "return": (evaluated or info["returns"])[member],
+            "training_return": info["returns"][member],
+            "evaluation_return": evaluated[member] if evaluated else None,
+            "diverged": info["diverged"].get(str(member)),
+        }
+        for member in range(members)
+    ]
+    return {
+        "finished": iteration == total_iterations,
+        "iteration": iteration,
+        "env_steps": iteration * env_steps // members,
+        "seeds": table,
+        "best_return": info["best_return"],
+        "seconds": info["seconds"],
+        "train_seconds": info["train_seconds"],
+        "compile_seconds": info["compile_seconds"],
+        "steps_per_second": iteration * env_steps / info["train_seconds"] if info["train_seconds"] else None,
+        "program_bytes": info["bytes"],
+    }
