@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxrl import rollout
 from jaxrl.networks import ActorCritic, actor_critic
 from jaxrl.networks.actor_critic import Output, to_env_action
+from jaxrl.networks.initializers import initialize
 from jaxrl.objectives import clip
 from jaxrl.ops import minibatches, returns, reward_scaling, schedules, statistics, trees
 from jaxrl.types import (
@@ -221,7 +222,7 @@ def ppo(
         actor = rollout.start(key_actor, env, hparams.env, config.num_envs, memory, reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
         with jax.default_matmul_precision(precision):
-            params = net.init(key_params, *_sequence(net, one, net.initial_memory()))
+            params = initialize(net, key_params, *_sequence(net, one, net.initial_memory()))
         return State(
             key=key,
             params=params,
