@@ -24,7 +24,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import rollout
-from jaxrl.networks import ActorCritic, actor_critic
+from jaxrl.networks import ActorCritic, NetworkConfig, actor_critic
 from jaxrl.networks.actor_critic import Output, to_env_action
 from jaxrl.networks.initializers import initialize
 from jaxrl.objectives import clip
@@ -61,6 +61,7 @@ class Config:
       reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
       reset_size: resets a step if pooled, states kept if cached.
       matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
+      network: the default network's layers and memory.
     """
 
     num_envs: int = 4
@@ -76,6 +77,7 @@ class Config:
     reset: rollout.ResetMode = "fresh"
     reset_size: int = 0
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
 
 
 @struct.dataclass
@@ -174,7 +176,7 @@ def ppo(
 
     Args:
       env: the environment to learn in.
-      network: policy and value; None takes `actor_critic` with its defaults for the environment's spaces.
+      network: policy and value; None builds `config.network` for the environment's spaces.
       objective: the policy's loss; its parameters are `hparams.objective`, so a learned one takes the same slot.
       optimizer: makes the gradient transformation from the hyperparameters and the present learning rate.
       config: shapes and structure.
@@ -194,7 +196,9 @@ def ppo(
       >>> metrics["loss/value"].shape
       (2,)
     """
-    net = network if network is not None else actor_critic(env.observation_space, env.action_space)
+    if network is not None and config.network != NetworkConfig():
+        raise ValueError(f"Pass a network or set config.network, not both; got {network} and {config.network}.")
+    net = network or actor_critic(env.observation_space, env.action_space, **dataclasses.asdict(config.network))
     reset = rollout.Reset(config.reset, config.reset_size)
     _validate(config, reset, net, objective)
     batch_size = config.num_envs * config.num_steps

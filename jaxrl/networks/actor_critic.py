@@ -1,6 +1,7 @@
 """The actor-critic network: one module for every observation space, action space, torso and memory."""
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,6 +14,29 @@ from jaxrl.networks.recurrent import CORES
 from jaxrl.networks.torsos import MLP, Encoder, activation_function
 from jaxrl.ops import distributions
 from jaxrl.types import Memory, memoize
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The part of an `ActorCritic` that does not follow from the environment.
+
+    Attributes:
+      hidden: widths of the torsos' dense layers.
+      activation: tanh, relu, gelu, silu or elu.
+      convolve: whether images [H, W, C] go through a CNN; otherwise they are flattened.
+      layer_norm: whether dense layers are normalized.
+      memory: none, gru, lstm or s5.
+      memory_size: width of the recurrent core.
+      policy: of continuous actions: gaussian or tanh_gaussian.
+    """
+
+    hidden: tuple[int, ...] = (64, 64)
+    activation: Literal["tanh", "relu", "gelu", "silu", "elu"] = "tanh"
+    convolve: bool = True
+    layer_norm: bool = False
+    memory: Literal["none", "gru", "lstm", "s5"] = "none"
+    memory_size: int = 128
+    policy: Literal["gaussian", "tanh_gaussian"] = "gaussian"
 
 
 @struct.dataclass

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jaxrl
 from jaxrl.algorithms import ppo
 from jaxrl.algorithms.registry import ALGORITHMS
+from jaxrl.networks import NetworkConfig
 from jaxrl.objectives import Clip
 from jaxrl.types import Algorithm
 
@@ -36,11 +37,17 @@ class Case:
 
 
 def _ppo(env: str, **network: Any) -> Callable[..., Algorithm]:
+    tiny = {
+        "stop_at_target_kl": True,
+        "num_envs": 4,
+        "num_steps": 8,
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "network": NetworkConfig(hidden=(8,), **network),
+    }
+
     def make(**config: Any) -> Algorithm:
-        made = jaxrl.make_env(env)
-        net = jaxrl.actor_critic(made.observation_space, made.action_space, **{"hidden": (8,), **network})
-        config = {"stop_at_target_kl": True, "num_envs": 4, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, **config}
-        return ppo.ppo(made, network=net, config=ppo.Config(**config))
+        return ppo.ppo(jaxrl.make_env(env), config=ppo.Config(**{**tiny, **config}))
 
     return make
 
@@ -66,6 +73,7 @@ _PPO_OPTIONS = {
     "normalize_rewards": True,
     "reset": "pooled",
     "reset_size": 2,
+    "network": NetworkConfig(hidden=(8,), activation="relu"),
 }
 _CPU = {"matmul_precision": "one precision only on a CPU"}
 

@@ -81,6 +81,11 @@ TASKS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _strict_ranks():
+    """In place of the one for all tests: brax broadcasts between ranks."""
+
+
 def learn(name, **options):
     """Trains 5 seeds; the agent, its states and its hyperparameters."""
     task = TASKS[name]

@@ -1,0 +1,324 @@
+"""What each command takes. Imports nothing heavy: neither jax nor an environment."""
+
+import argparse
+import ast
+import difflib
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from jaxrl._version import __version__
+
+
+class UsageError(ValueError):
+    """The arguments of a command are wrong."""
+
+
+class Command(NamedTuple):
+    """What is to be run.
+
+    Attributes:
+      module: below `jaxrl.cli`.
+      function: of that module, called with the options.
+      options: the arguments; `assignments` holds the `name=value` texts.
+    """
+
+    module: str
+    function: str
+    options: argparse.Namespace
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` explains.")
+
+
+_parser = functools.partial(
+    _Parser,
+    allow_abbrev=False,
+    add_help=False,
+    formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28),
+)
+
+
+def parse(argv: Sequence[str]) -> Command | None:
+    """Turns arguments into a command, or prints the help that they ask for.
+
+    Returns:
+      The command; None if there is nothing more to do.
+
+    Raises:
+      UsageError: an argument is unknown, missing or malformed.
+    """
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+        return None
+    if name in ("-V", "--version", "version"):
+        print(f"jaxrl {__version__}")
+        return None
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean `jaxrl {near[0]}`?" if near else f"there are {', '.join(COMMANDS)}."
+        raise UsageError(f"no command is called {name!r}; {hint}")
+    spec = COMMANDS[name]
+    parser = spec.parser()
+    if {"-h", "--help"} & set(rest):
+        words = [word for word in rest if not word.startswith("-") and "=" not in word]
+        if name == "train" and words:
+            options = argparse.Namespace(algorithm=words[0], env=next(iter(words[1:]), None), parser=parser)
+            return Command("help", "algorithm_help", options)
+        parser.print_help()
+        return None
+    options, extras = parser.parse_known_args(rest)
+    takes_assignments = name in ("train", "resume")
+    options.assignments = [text for text in extras if takes_assignments and "=" in text and not text.startswith("-")]
+    if strange := [text for text in extras if text not in options.assignments]:
+        near = _nearest_option(parser, strange[0])
+        parser.error(f"unknown argument {strange[0]!r}" + (f" (did you mean {near}?)" if near else ""))
+    return Command(spec.module, spec.function, options)
+
+
+def algorithm_summaries() -> dict[str, str]:
+    """Name and summary of each algorithm, read from the registry's source, since importing it would import jax."""
+    spec = importlib.util.find_spec("jaxrl")
+    folder = spec and next(iter(spec.submodule_search_locations or []), None)
+    tree = ast.parse((Path(folder or ".") / "algorithms" / "registry.py").read_text())
+    found: dict[str, str] = {}
+    for node in tree.body:
+        if not (isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "ALGORITHMS"):
+            continue
+        entries = node.value if isinstance(node.value, ast.Dict) else ast.Dict([], [])
+        for key, value in zip(entries.keys, entries.values, strict=True):
+            texts = [part.value for part in ast.walk(value) if isinstance(part, ast.Constant)]
+            found[ast.literal_eval(key or ast.Constant(""))] = next(text for text in texts if isinstance(text, str))
+    return found
+
+
+def count(text: str) -> int:
+    """Reads a positive integer; `5e5` and `500_000` are such."""
+    number = count_or_zero(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
+    return number
+
+
+def count_or_zero(text: str) -> int:
+    """Reads an integer that is not negative; `5e5` and `500_000` are such."""
+    try:
+        number = float(text)
+        if number < 0 or number != int(number):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+    return int(text) if text.strip().replace("_", "").isdigit() else int(number)
+
+
+def seconds(text: str) -> float:
+    """Reads a duration in seconds that is not negative."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, got {text!r}")
+    return number
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    algorithms = "\n".join(f"  {name:<12} {summary}" for name, summary in algorithm_summaries().items())
+    parser = _parser(
+        prog="jaxrl train",
+        usage="jaxrl train ALGORITHM ENV [name=value ...] [options]",
+        description=(
+            "Trains several seeds in one compiled program and keeps everything in a folder that\n"
+            "`jaxrl resume`, `jaxrl evaluate` and `jaxrl plot` understand."
+        ),
+        epilog=(
+            f"algorithms:\n{algorithms}\n\n"
+            "name=value sets a hyperparameter or, as config.name=value, a field of the config:\n"
+            "  jaxrl train ppo gymnax/CartPole-v1 learning_rate=1e-3 env.gravity=5 config.num_envs=16\n"
+            "`jaxrl train ALGORITHM --help` lists all of them, `jaxrl train ALGORITHM ENV --help` those\n"
+            "of the environment as well."
+        ),
+    )
+    parser.add_argument("algorithm", metavar="ALGORITHM", help="name, as `jaxrl list algorithms` prints it")
+    parser.add_argument("env", metavar="ENV", help="suite/Name, as `jaxrl list envs` prints it")
+    parser.add_argument(
+        "--total-steps",
+        type=count,
+        default=500_000,
+        metavar="N",
+        help="environment steps of each seed, rounded up to whole iterations; 5e5 and 500_000 are allowed "
+        "(default 500000)",
+    )
+    parser.add_argument("--num-seeds", type=count, default=8, metavar="N", help="seeds side by side (default 8)")
+    parser.add_argument(
+        "--seed", type=count_or_zero, default=0, metavar="N", help="from which all randomness follows (default 0)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default runs/ALGORITHM-ENV-TIME)")
+    parser.add_argument(
+        "--segments",
+        type=count,
+        default=50,
+        metavar="N",
+        help="parts of the run between which metrics are written and progress is shown (default 50)",
+    )
+    parser.add_argument(
+        "--evaluations",
+        type=count_or_zero,
+        default=5,
+        metavar="N",
+        help="evaluations, evenly spread, the last at the end; 0 for none (default 5)",
+    )
+    parser.add_argument(
+        "--eval-episodes", type=count, default=16, metavar="N", help="episodes of each evaluation and seed (default 16)"
+    )
+    parser.add_argument(
+        "--env-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="static option of the environment's constructor, for instance backend=mjx; may be repeated",
+    )
+    parser.add_argument(
+        "--sink",
+        action="append",
+        default=[],
+        choices=("tensorboard", "wandb"),
+        help="where else the numbers go, besides log.jsonl; may be repeated. wandb is offline unless WANDB_MODE says "
+        "otherwise, its project is WANDB_PROJECT or jaxrl",
+    )
+    _add_common(parser)
+    return parser
+
+
+def _resume_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        prog="jaxrl resume",
+        usage="jaxrl resume DIR [name=value ...] [options]",
+        description=(
+            "Continues a run from its newest whole checkpoint, bit for bit as if it had never stopped.\n"
+            "name=value changes a hyperparameter from there on; the change is kept in run.json."
+        ),
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--total-steps",
+        type=count,
+        metavar="N",
+        help="environment steps of each seed since its beginning (default: as recorded)",
+    )
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-plot", action="store_true", help="do not draw curves.png at the end")
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=seconds,
+        default=30.0,
+        metavar="S",
+        help="a checkpoint is written when so much time has passed, and after each evaluation (default 30)",
+    )
+    _add_help(parser)
+
+
+def _evaluate_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        prog="jaxrl evaluate",
+        description="Plays whole episodes with a trained run, without learning, and prints their returns.",
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument("--episodes", type=count, default=64, metavar="N", help="episodes of each seed (default 64)")
+    parser.add_argument(
+        "--sampled", action="store_true", help="draw actions from the policy instead of taking its mode"
+    )
+    parser.add_argument(
+        "--checkpoint", default="latest", metavar="best|latest|N", help="which one, N by iteration (default latest)"
+    )
+    parser.add_argument("--seed", type=count_or_zero, default=0, metavar="N", help="of the episodes (default 0)")
+    _add_help(parser)
+    return parser
+
+
+def _plot_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        prog="jaxrl plot",
+        description=(
+            "Draws the learning curves of one run, or of several over each other, one panel an environment:\n"
+            "mean over seeds with a 95% bootstrap interval. Works while training goes on."
+        ),
+    )
+    parser.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="folders of runs")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="png, pdf or svg (default DIR/curves.png for one run, curves.png for several)",
+    )
+    parser.add_argument("--points", type=count, default=100, metavar="N", help="points of each curve (default 100)")
+    _add_help(parser)
+    return parser
+
+
+def _list_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        prog="jaxrl list", description="Lists algorithms, or the environments of all suites that are installed."
+    )
+    parser.add_argument("what", choices=("algorithms", "envs"), help="what to list")
+    parser.add_argument("suite", nargs="?", metavar="SUITE", help="only the environments of this suite")
+    _add_help(parser)
+    return parser
+
+
+def _add_help(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+
+
+class _Spec(NamedTuple):
+    summary: str
+    module: str
+    function: str
+    parser: Callable[[], argparse.ArgumentParser]
+
+
+COMMANDS: dict[str, _Spec] = {
+    "train": _Spec("train an algorithm in an environment, several seeds at once", "train", "train", _train_parser),
+    "resume": _Spec("continue a run, or make it longer", "train", "resume", _resume_parser),
+    "evaluate": _Spec("play episodes with a trained run", "evaluate", "evaluate", _evaluate_parser),
+    "plot": _Spec("draw the learning curves of one or several runs", "plot", "plot", _plot_parser),
+    "list": _Spec("list algorithms or environments", "lists", "list_names", _list_parser),
+}
+
+
+def _overview() -> str:
+    lines = [
+        f"jaxrl {__version__}: functional reinforcement-learning research in JAX",
+        "",
+        "usage: jaxrl COMMAND ...",
+        "",
+        "commands:",
+        *(f"  {name:<10} {spec.summary}" for name, spec in COMMANDS.items()),
+        "",
+        "start with:",
+        "  jaxrl train ppo gymnax/CartPole-v1",
+        "",
+        "`jaxrl COMMAND --help` explains a command, `jaxrl train ALGORITHM --help` every setting of an",
+        "algorithm. JAXRL_DEBUG=1 shows tracebacks; JAX_COMPILATION_CACHE_DIR=DIR keeps compiled programs.",
+    ]
+    return "\n".join(lines)
+
+
+def _nearest_option(parser: argparse.ArgumentParser, text: str) -> str | None:
+    options: list[Any] = [option for action in parser._actions for option in action.option_strings]
+    return next(iter(difflib.get_close_matches(text.partition("=")[0], options, n=1)), None)
+
+
+def is_terminal() -> bool:
+    """Whether standard output is a terminal."""
+    return sys.stdout.isatty()
