@@ -243,7 +243,8 @@ def ppo(
             return _step(state, hparams)
 
     def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
-        key, key_noise, key_collect, *keys_epoch = jax.random.split(state.key, 3 + config.num_epochs)
+        keys = jax.random.split(state.key, 3 + config.num_epochs)
+        key, key_noise, key_collect, keys_epoch = keys[0], keys[1], keys[2], keys[3:]
         progress = schedules.progress(state.num_steps.astype(jnp.float32) * batch_size, hparams.horizon)
         transform = optimizer(hparams, hparams.learning_rate * schedules.SCHEDULES[config.schedule](progress))
 
@@ -324,7 +325,7 @@ def ppo(
             return jax.lax.scan(update, carry, parts)
 
         carry = (state.params, state.opt_state, jnp.bool_(False))
-        (params, opt_state, _), info = jax.lax.scan(epoch, carry, jnp.stack(keys_epoch))
+        (params, opt_state, _), info = jax.lax.scan(epoch, carry, keys_epoch)
         metrics |= jax.tree.map(jnp.mean, info)
 
         observation_statistics = state.observation_statistics

@@ -117,7 +117,9 @@ def _unknown(name: str) -> str:
     if near:
         message += " Nearest: " + ", ".join(near) + "."
     if missing:
-        message += " Suites that are not installed: " + ", ".join(
-            f'{suite} (pip install "jaxrl[{SUITES[suite].extra}]")' for suite in missing
-        ) + "."
+        message += (
+            " Suites that are not installed: "
+            + ", ".join(f'{suite} (pip install "jaxrl[{SUITES[suite].extra}]")' for suite in missing)
+            + "."
+        )
     return message + " `jaxrl list envs` prints all."

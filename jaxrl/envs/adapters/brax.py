@@ -9,40 +9,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
-from jaxtyping import Array, Float, Int
 
 from jaxrl import spaces
 from jaxrl.envs.adapters import _common
 from jaxrl.ops import trees
 from jaxrl.types import Env, EnvStep, memoize
 
-with _common.quiet():
-    from brax import envs
-    from brax.envs.base import State
+envs = _common.load("brax.envs")
+State = envs.State
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 _MAX_EPISODE_STEPS = 1000
 _BROKEN = frozenset({"swimmer", "fast"})
-
-
-@struct.dataclass
-class EnvParams:
-    """Physics and time limit; scales multiply what the model's file says, 1 leaves it unchanged.
-
-    Attributes:
-      max_episode_steps: steps until truncation.
-      gravity_scale: of the gravitational acceleration.
-      mass_scale: of mass and inertia of every body.
-      friction_scale: of the friction of every geometry.
-      gear_scale: of the force of every actuator.
-    """
-
-    max_episode_steps: Int[Array, ""]
-    gravity_scale: Float[Array, ""]
-    mass_scale: Float[Array, ""]
-    friction_scale: Float[Array, ""]
-    gear_scale: Float[Array, ""]
 
 
 def names() -> tuple[str, ...]:
@@ -60,7 +38,7 @@ def make(name: str, backend: str = "spring", **options: Any) -> Env:
       **options: arguments of brax's constructor (static: weights of reward terms, ranges, noise of resets).
 
     Returns:
-      The environment; under the default `EnvParams` its physics is brax's, bit for bit.
+      The environment; under the default parameters its physics is brax's own.
 
     Raises:
       ValueError: brax has no such backend.
@@ -74,16 +52,16 @@ def make(name: str, backend: str = "spring", **options: Any) -> Env:
     with _common.quiet():
         wrapped = envs.get_environment(name, backend=backend, **options)
 
-    def default_params() -> EnvParams:
-        return trees.as_arrays(EnvParams(_MAX_EPISODE_STEPS, 1.0, 1.0, 1.0, 1.0))
+    def default_params() -> _common.PhysicsParams:
+        return _common.default_physics(_MAX_EPISODE_STEPS)
 
-    def reset(key: jax.Array, params: EnvParams) -> tuple[_common.CountedState, jax.Array]:
+    def reset(key: jax.Array, params: _common.PhysicsParams) -> tuple[_common.CountedState, jax.Array]:
         state = _with_physics(wrapped, params).reset(key)
         inner = trees.as_arrays(state.pipeline_state)
         return _common.CountedState(inner, jnp.zeros((), jnp.int32)), trees.as_arrays(state.obs)
 
     def step(
-        key: jax.Array, state: _common.CountedState, action: jax.Array, params: EnvParams
+        key: jax.Array, state: _common.CountedState, action: jax.Array, params: _common.PhysicsParams
     ) -> tuple[_common.CountedState, EnvStep]:
         del key  # brax's dynamics draw nothing
         zero = jnp.zeros(())
@@ -110,20 +88,11 @@ def make(name: str, backend: str = "spring", **options: Any) -> Env:
     )
 
 
-def _with_physics(wrapped: Any, params: EnvParams) -> Any:
+def _with_physics(wrapped: Any, params: _common.PhysicsParams) -> Any:
     """A shallow copy of the environment whose system has the scaled parameters."""
     system, mass = wrapped.sys, params.mass_scale
-    scaled = {
-        "geom_friction": system.geom_friction * params.friction_scale,
-        # MuJoCo's own fields, which the mjx pipeline reads
-        "opt.gravity": system.opt.gravity * params.gravity_scale,
-        "body_mass": system.body_mass * mass,
-        "body_subtreemass": system.body_subtreemass * mass,
-        "body_inertia": system.body_inertia * mass,
-        "body_invweight0": system.body_invweight0 / mass,
-        "dof_invweight0": system.dof_invweight0 / mass,
-        "actuator_gear": system.actuator_gear * params.gear_scale,
-        # brax's, which the other pipelines read
+    # The mjx pipeline reads MuJoCo's fields, the others brax's own.
+    scaled = _common.scaled_fields(system, params) | {
         "gravity": system.gravity * params.gravity_scale,
         "link.inertia.mass": system.link.inertia.mass * mass,
         "link.inertia.i": system.link.inertia.i * mass,

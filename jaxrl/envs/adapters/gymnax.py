@@ -9,6 +9,7 @@ from typing import Any
 import gymnax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnax.environments import spaces as gymnax_spaces
 
 from jaxrl import spaces
@@ -17,6 +18,12 @@ from jaxrl.types import Env, EnvStep, memoize
 
 # The horizon of these is part of the task and seen in the observation, so its end is terminal.
 _FIXED_HORIZON = frozenset({"DeepSea-bsuite", "DiscountingChain-bsuite", "BernoulliBandit-misc", "GaussianBandit-misc"})
+# Real observations leave the declared bounds: (index, low, high) of the entries that do.
+_WIDER = {
+    "GaussianBandit-misc": ((0, -jnp.inf, jnp.inf), (3, -1.0, jnp.inf)),
+    "MemoryChain-bsuite": ((slice(2, None), -1.0, 1.0),),
+    "MetaMaze-misc": ((-2, -jnp.inf, jnp.inf), (-1, -1.0, jnp.inf)),
+}
 # Downloads MNIST when it is made.
 _NEEDS_NETWORK = frozenset({"MNISTBandit-bsuite"})
 
@@ -72,17 +79,20 @@ def make(name: str, **options: Any) -> Env:
         reset=reset,
         step=step,
         default_params=default_params,
-        observation_space=_space(wrapped.observation_space(params), obs_like),
-        action_space=_space(wrapped.action_space(params), None),
+        observation_space=_space(wrapped.observation_space(params), obs_like, _WIDER.get(name, ())),
+        action_space=_space(wrapped.action_space(params)),
         max_episode_steps=int(params.max_steps_in_episode),
     )
 
 
-def _space(space: Any, like: Any) -> spaces.Space:
+def _space(space: Any, like: Any = None, wider: Any = ()) -> spaces.Space:
     """Translates a space; what `reset` really gives (`like`) overrules the declared shape and dtype."""
     if isinstance(space, gymnax_spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if isinstance(space, gymnax_spaces.Box):
         shape, dtype = (like.shape, like.dtype) if like is not None else (space.shape, space.dtype)
-        return spaces.box(space.low, space.high, shape, dtype)
+        low, high = (np.array(np.broadcast_to(bound, shape), np.float64) for bound in (space.low, space.high))
+        for index, wider_low, wider_high in wider:
+            low[index], high[index] = wider_low, wider_high
+        return spaces.box(low, high, shape, dtype)
     raise TypeError(f"No translation for gymnax's space {space!r}.")

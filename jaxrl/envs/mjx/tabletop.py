@@ -34,10 +34,8 @@ def _reset_reacher(key: Key, scene: Scene, numbers: Numbers) -> tuple[Array, Arr
 def _reset_pusher(key: Key, scene: Scene, numbers: Numbers) -> tuple[Array, Array]:
     """The object is the first of 32 candidates off the goal; that all are on it has probability 3e-14."""
     key_object, key_qvel = jax.random.split(key)
-    candidates = jax.random.uniform(key_object, (_CANDIDATES, 2), minval=-1.0) * jnp.array(
-        [0.15, 0.2]
-    )
-    candidates -= jnp.array([0.15, 0.0])
+    unit = jax.random.uniform(key_object, (_CANDIDATES, 2))
+    candidates = jnp.stack([0.3 * unit[:, 0] - 0.3, 0.4 * unit[:, 1] - 0.2], axis=-1)
     first = jnp.argmax(jnp.linalg.norm(candidates, axis=-1) > 0.17)
     qpos = jnp.asarray(scene.qpos).at[-4:].set(jnp.concatenate([candidates[first], jnp.zeros(2)]))
     return qpos, uniform(key_qvel, scene.qvel, 0.005).at[-4:].set(0.0)
@@ -53,9 +51,7 @@ def _observe_reacher(data: Any, scene: Scene, numbers: Numbers, options: Options
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), target, data.qvel[:2], apart])
 
 
-def _judge_reacher(
-    data: Any, before: None, action: Array, scene: Scene, numbers: Numbers, options: Options
-) -> Outcome:
+def _judge_reacher(data: Any, before: None, action: Array, scene: Scene, numbers: Numbers, options: Options) -> Outcome:
     apart = jnp.linalg.norm(_apart(data, scene, "fingertip", "target"))
     info = {
         "reward_dist": -apart * numbers["reward_dist_weight"],
@@ -69,9 +65,7 @@ def _observe_pusher(data: Any, scene: Scene, numbers: Numbers, options: Options)
     return jnp.concatenate([data.qpos[:7], data.qvel[:7], *bodies])
 
 
-def _judge_pusher(
-    data: Any, before: None, action: Array, scene: Scene, numbers: Numbers, options: Options
-) -> Outcome:
+def _judge_pusher(data: Any, before: None, action: Array, scene: Scene, numbers: Numbers, options: Options) -> Outcome:
     near = jnp.linalg.norm(_apart(data, scene, "object", "tips_arm"))
     far = jnp.linalg.norm(_apart(data, scene, "object", "goal"))
     info = {
@@ -101,9 +95,7 @@ def _observe_double(data: Any, scene: Scene, numbers: Numbers, options: Options)
     return jnp.concatenate([cart, jnp.sin(angles), jnp.cos(angles), *clipped])
 
 
-def _judge_double(
-    data: Any, before: None, action: Array, scene: Scene, numbers: Numbers, options: Options
-) -> Outcome:
+def _judge_double(data: Any, before: None, action: Array, scene: Scene, numbers: Numbers, options: Options) -> Outcome:
     x, _, height = data.site_xpos[0]
     terminated = height <= 1
     alive = numbers["healthy_reward"] * ~terminated

@@ -1,7 +1,7 @@
 """What a task is, and the resets that several share.
 
 A task's functions see `mjx.Data`, whose body positions lag `qpos` by a substep (see `physics`). The entries, in
-`locomotion` and `tabletop`, are what gymnasium 1.3's `*_v5.py` say of reset, observation, reward and end.
+`planar`, `floating` and `tabletop`, are what gymnasium 1.3's `*_v5.py` say of reset, observation, reward and end.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
@@ -67,19 +68,31 @@ class Task(NamedTuple):
 
 
 def uniform(key: Key, like: np.ndarray, scale: Any) -> Array:
-    return like + jax.random.uniform(key, like.shape, minval=-scale, maxval=scale)
+    """`like` plus noise between -scale and scale."""
+    return jnp.asarray(like) + jax.random.uniform(key, like.shape, minval=-scale, maxval=scale)
 
 
-def _resetuniform(key: Key, scene: Scene, numbers: Numbers) -> tuple[Array, Array]:
+def reset_uniform(key: Key, scene: Scene, numbers: Numbers) -> tuple[Array, Array]:
+    """Uniform noise on positions and velocities."""
     key_qpos, key_qvel = jax.random.split(key)
     scale = numbers["reset_noise_scale"]
     return uniform(key_qpos, scene.qpos, scale), uniform(key_qvel, scene.qvel, scale)
 
 
 def reset_normal(key: Key, scene: Scene, numbers: Numbers) -> tuple[Array, Array]:
-    """Uniform positions, normal velocities."""
+    """Uniform noise on positions, normal noise on velocities."""
     key_qpos, key_qvel = jax.random.split(key)
     scale = numbers["reset_noise_scale"]
-    return uniform(key_qpos, scene.qpos, scale), scene.qvel + scale * jax.random.normal(
+    return uniform(key_qpos, scene.qpos, scale), jnp.asarray(scene.qvel) + scale * jax.random.normal(
         key_qvel, scene.qvel.shape
     )
+
+
+def within(value: Array, bounds: Array) -> Bool[Array, "..."]:
+    """Whether entries lie strictly between two bounds."""
+    return (bounds[0] < value) & (value < bounds[1])
+
+
+def control_cost(action: Array, numbers: Numbers) -> Array:
+    """What an action costs by its size, before the model limits it."""
+    return numbers["ctrl_cost_weight"] * jnp.sum(action**2)
