@@ -20,6 +20,7 @@ import argparse
 import csv
 import dataclasses
 import datetime
+import importlib.metadata
 import itertools
 import os
 import platform
@@ -38,6 +39,7 @@ import jax.numpy as jnp
 import jaxrl
 from jaxrl import rollout, spaces
 from jaxrl.algorithms import ppo
+from jaxrl.envs.registry import installed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +215,7 @@ RESET_ENVS = ("gymnax/CartPole-v1", "gymnax/Breakout-MinAtar", "brax/ant", "navi
 def measure_resets(repeats: int) -> Iterator[dict[str, Any]]:
     for name in RESET_ENVS:
         suite = name.partition("/")[0]
-        if not jaxrl.envs.registry.installed(suite):
+        if not installed(suite):
             print(f"{name}: the suite {suite} is not installed, left out", file=sys.stderr)
             continue
         env = jaxrl.make_env(name)
@@ -233,7 +235,6 @@ def measure_resets(repeats: int) -> Iterator[dict[str, Any]]:
 
 def machine() -> dict[str, Any]:
     import flax
-    import jaxlib
 
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -243,7 +244,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "jaxrl": jaxrl.__version__,
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "flax": flax.__version__,
     }
 

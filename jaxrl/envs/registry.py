@@ -30,13 +30,13 @@ class Suite:
 
 SUITES: dict[str, Suite] = {
     "gymnax": Suite("jaxrl.envs.adapters.gymnax", "gymnax", None, "classic control, MinAtar, bsuite and small tasks"),
-    "brax": Suite("jaxrl.envs.adapters.brax", "brax", None, "continuous control; option backend=spring|positional|generalized|mjx"),
+    "brax": Suite("jaxrl.envs.adapters.brax", "brax", None, "continuous control; option backend"),
     "mjx": Suite("jaxrl.envs.mjx", "mujoco", None, "gymnasium's MuJoCo v5 tasks on MJX"),
-    "probe": Suite("jaxrl.envs.probe", None, None, "one environment for each thing that can break in an algorithm"),
-    "playground": Suite("jaxrl.envs.adapters.playground", "mujoco_playground", "playground", "dm_control suite of MuJoCo Playground"),
+    "probe": Suite("jaxrl.envs.probe", None, None, "one environment for each thing that can break"),
+    "playground": Suite("jaxrl.envs.adapters.playground", "mujoco_playground", "playground", "dm_control tasks of Playground"),
     "navix": Suite("jaxrl.envs.adapters.navix", "navix", "navix", "MiniGrid"),
     "craftax": Suite("jaxrl.envs.adapters.craftax", "craftax", "craftax", "Crafter and NetHack-like worlds"),
-    "xminigrid": Suite("jaxrl.envs.adapters.xminigrid", "xminigrid", "xminigrid", "MiniGrid and XLand meta-RL grid worlds"),
+    "xminigrid": Suite("jaxrl.envs.adapters.xminigrid", "xminigrid", "xminigrid", "MiniGrid and XLand grid worlds"),
     "jumanji": Suite("jaxrl.envs.adapters.jumanji", "jumanji", "jumanji", "combinatorial problems and games"),
     "pgx": Suite("jaxrl.envs.adapters.pgx", "pgx", "pgx", "board games and MinAtar, one player"),
 }  # fmt: skip

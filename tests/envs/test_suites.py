@@ -21,7 +21,8 @@ FIXED_HORIZON = ("DeepSea-bsuite", "DiscountingChain-bsuite", "BernoulliBandit-m
 # Neither the start nor the moves depend on a key.
 DETERMINISTIC = frozenset({
     "gymnax/SpaceInvaders-MinAtar", "gymnax/DeepSea-bsuite", "gymnax/DiscountingChain-bsuite", "gymnax/Pong-misc",
-    "navix/Navix-DistShift1-v0", "navix/Navix-DistShift2-v0", "playground/BallInCup",
+    "navix/Navix-DistShift1-v0", "navix/Navix-DistShift2-v0", "playground/BallInCup", "playground/HumanoidStand",
+    "playground/HumanoidWalk", "playground/HumanoidRun",
     *(f"navix/Navix-Empty-{n}x{n}-v0" for n in (5, 6, 8, 16)),
     *(f"xminigrid/MiniGrid-Empty-{n}x{n}" for n in (5, 6, 8, 16)),
 })  # fmt: skip
