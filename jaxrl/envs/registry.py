@@ -33,7 +33,7 @@ SUITES: dict[str, Suite] = {
     "brax": Suite("jaxrl.envs.adapters.brax", "brax", None, "continuous control; option backend"),
     "mjx": Suite("jaxrl.envs.mjx", "mujoco", None, "gymnasium's MuJoCo v5 tasks on MJX"),
     "probe": Suite("jaxrl.envs.probe", None, None, "one environment for each thing that can break"),
-    "playground": Suite("jaxrl.envs.adapters.playground", "mujoco_playground", "playground", "dm_control tasks of Playground"),
+    "playground": Suite("jaxrl.envs.adapters.playground", "mujoco_playground", "playground", "tasks of dm_control"),
     "navix": Suite("jaxrl.envs.adapters.navix", "navix", "navix", "MiniGrid"),
     "craftax": Suite("jaxrl.envs.adapters.craftax", "craftax", "craftax", "Crafter and NetHack-like worlds"),
     "xminigrid": Suite("jaxrl.envs.adapters.xminigrid", "xminigrid", "xminigrid", "MiniGrid and XLand grid worlds"),

@@ -59,7 +59,7 @@ TASKS = {
         500_000,
         950,
         800,
-        ppo.Config(num_envs=32, num_steps=128, normalize_observations=True),
+        ppo.Config(num_envs=32, num_steps=128, num_minibatches=16, normalize_observations=True),
         hparams=(("learning_rate", 1e-3), ("entropy_coef", 0.0)),
     ),
     "brax/hopper": Task(
