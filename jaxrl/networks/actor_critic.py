@@ -195,6 +195,7 @@ def actor_critic(observation_space: spaces.Space, action_space: spaces.Space, **
       ValueError: an option is unknown or has a value that it cannot have.
 
     Example:
+      >>> import jax
       >>> net = actor_critic(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2), hidden=(8,))
       >>> params = net.init(jax.random.key(0), jnp.zeros((3,)))
       >>> net.apply(params, jnp.zeros((5, 3)))[0].value.shape
