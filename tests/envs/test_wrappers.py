@@ -124,7 +124,9 @@ LAWFUL = [
 
 @pytest.mark.parametrize("env, deterministic, reached", LAWFUL, ids=[env.name for env, _, _ in LAWFUL])
 def test_laws(env, deterministic, reached):
-    assert laws.check_all(env, laws.trace(env), deterministic=deterministic) == reached
+    t = laws.trace(env)
+    laws.check_all(env, t, deterministic=deterministic)
+    assert t.truncated.any() == (reached > 0)
 
 
 def test_equal_arguments_give_the_same_record():

@@ -62,8 +62,8 @@ POLICY = {
     "PolicyObservation": (40, {}, 1.0),
     "Credit": (60, {}, 0.95),
     "Memory": (80, {"memory": "gru", "memory_size": 16}, 0.95),
-    "ContinuousPolicy": (80, {}, -0.02),
-    "ContinuousObservation": (80, {}, -0.02),
+    "ContinuousPolicy": (160, {}, -0.02),
+    "ContinuousObservation": (160, {}, -0.02),
     "MultiDiscretePolicy": (60, {}, 1.95),
     "DictObservation": (160, {}, 0.9),
     # 17/24 is the best; 64 episodes of it deviate by 0.04
@@ -74,7 +74,7 @@ POLICY = {
 @pytest.mark.parametrize("probe", POLICY)
 def test_policy(probe):
     num_steps, network, threshold = POLICY[probe]
-    agent, _, states, hparams = learn(f"probe/{probe}", num_steps, network, gamma=0.99)
+    agent, _, states, hparams = learn(f"probe/{probe}", num_steps, network, gamma=0.99, learning_rate=3e-3)
     got = returns(agent, states, hparams)
     assert (got >= threshold).all(), got
 
