@@ -55,7 +55,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"ppo {self.env} x{self.num_seeds}"
+        return f"ppo {self.env} x{self.num_seeds} "
 
 
 CARTPOLE = {"env": "gymnax/CartPole-v1", "config": ppo.Config()}
@@ -164,7 +164,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     _, alone_seconds, _ = timed(alone, (jax.random.key(1),), repeats)
     limit = alone_steps * case.config.num_envs * case.num_seeds / alone_seconds
     return {
-        "case": case.name,
+        "case": case.name.strip(),
         "num_seeds": case.num_seeds,
         "steps_per_seed": num_steps * agent.env_steps,
         "compile_seconds": round(compile_seconds, 2),
@@ -201,7 +201,7 @@ def measure_curves(only: str) -> Iterator[dict[str, Any]]:
             final["sampled" if sampled else "greedy"] = episodes.mean_return
         for seed in range(case.num_seeds):
             yield {
-                "case": case.name,
+                "case": case.name.strip(),
                 "seed": seed,
                 "steps": num_steps * agent.env_steps,
                 **{f"final_{name}": round(float(values[seed]), 3) for name, values in final.items()},
