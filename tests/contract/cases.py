@@ -55,7 +55,7 @@ def _ppo(env: str, **network: Any) -> Callable[..., Algorithm]:
 # Narrow clips, a finite horizon and a finite target, so that each of them is reached within three small steps.
 _PPO_HPARAMS = {
     "horizon": 512.0,
-    "target_kl": 1e-5,
+    "target_kl": 0.5,
     "learning_rate": 1e-2,
     "value_clip": 0.02,
     "objective": Clip(clip=jnp.float32(0.02)),

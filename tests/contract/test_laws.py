@@ -189,25 +189,32 @@ def test_law_6_every_leaf_of_the_hyperparameters_matters(name):
         assert not same or leaf_name in case.inert, f"{leaf_name} changes nothing"
 
 
+def without_target(values):
+    return {name: value for name, value in values.items() if name != "target_kl"}
+
+
 OPTIONS = [(name, option) for name, case in CASES.items() for option in case.options]
 
 
 @pytest.mark.parametrize("name, option", OPTIONS)
 def test_law_6_every_option_matters(name, option):
-    case, _, hparams = built(name)
-    changes = {option: case.options[option]}
-    base = {}
+    case, _, _ = built(name)
+    changes, base, values = {option: case.options[option]}, {}, case.hparams
     if option == "reset":
         changes["reset_size"] = 1
     if option == "reset_size":
         base = {"reset": "pooled", "reset_size": 1}
         changes["reset"] = "pooled"
-    reference = (
-        trained(name)[1][0] if not base else jaxrl.train(case.make(**base), NUM_STEPS)(jax.random.key(0), hparams)[0]
-    )
-    algorithm = case.make(**changes)
-    values = {name: value for name, value in case.hparams.items() if f"stop_at_{name}" != option}
-    state, _ = jax.jit(jaxrl.train(algorithm, NUM_STEPS))(jax.random.key(0), algorithm.hyperparams(**values))
+    if option == "stop_at_target_kl":
+        values = {**case.hparams, "target_kl": 0.0}  # reached at once, if it is looked at
+
+    def final(**config):
+        algorithm = case.make(**config)
+        given = values if getattr(algorithm.config, "stop_at_target_kl", True) else without_target(values)
+        return jax.jit(jaxrl.train(algorithm, NUM_STEPS))(jax.random.key(0), algorithm.hyperparams(**given))[0]
+
+    reference = trained(name)[1][0] if not base and values is case.hparams else final(**base)
+    state = final(**changes)
     paths = trees.named_leaves(plain(reference.params))
     changed = [not np.array_equal(leaf, trees.named_leaves(plain(state.params))[path]) for path, leaf in paths.items()]
     assert any(changed), f"{option} = {case.options[option]!r} changes nothing"
