@@ -5,6 +5,8 @@ fixed set of seeds, chosen by nobody.
 """
 
 import dataclasses
+import sys
+import types
 
 import gymnasium
 import jax
@@ -144,3 +146,30 @@ def test_task(name):
     print(name, np.round(got, 2))
     assert np.median(got) >= task.median, got
     assert got.min() >= task.worst, got
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_policy_learned_on_mjx_holds_gymnasiums_pendulum():
+    """Gymnasium's InvertedPendulum-v5 pays 1 a step for 1000 steps and calls 950 solved."""
+    sys.modules.setdefault("imageio", types.ModuleType("imageio"))  # only gymnasium's video recording needs it
+    env = jaxrl.make_env("mjx/InvertedPendulum-v5")
+    config = ppo.Config(num_envs=32, num_steps=64, num_minibatches=8, normalize_observations=True)
+    agent = ppo.ppo(env, config=config)
+    num_steps = 400_000 // agent.env_steps
+    hparams = agent.hyperparams(learning_rate=1e-3, entropy_coef=0.0, horizon=num_steps * agent.env_steps)
+    state, _ = jax.jit(jaxrl.train(agent, num_steps))(jax.random.key(0), hparams)
+    policy = jax.jit(lambda obs: agent.act(state, (), obs, None)[0])
+    reference = gymnasium.make("InvertedPendulum-v5")
+    scores = []
+    for seed in range(5):
+        obs, _ = reference.reset(seed=seed)
+        score, over = 0.0, False
+        while not over:
+            action = np.asarray(policy(jax.numpy.asarray(obs, jax.numpy.float32)))
+            obs, reward, terminated, truncated, _ = reference.step(action)
+            score, over = score + float(reward), terminated or truncated
+        scores.append(score)
+    reference.close()
+    print(scores)
+    assert np.mean(scores) >= 950, scores
