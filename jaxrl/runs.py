@@ -153,6 +153,10 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise StorageError(f"Another process is training in {self.path}: wait for it or stop it.") from error
+            # What a process that was killed inside a write has left; nobody else is writing now.
+            for folder in (self.path, self.path / "metrics", self.path / "evaluations"):
+                for leftover in folder.glob(".*.tmp-*"):
+                    leftover.unlink(missing_ok=True)
             yield
 
     def _write_record(self) -> None:

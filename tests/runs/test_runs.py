@@ -166,3 +166,17 @@ def test_git_revision_is_that_of_the_source(tmp_path):
     found = subprocess.run(command, capture_output=True, text=True)
     assert runs.environment()["git_revision"] == (found.stdout.strip() if found.returncode == 0 else None)
     assert runs._git(tmp_path) == (None, None)
+
+
+def test_what_a_killed_write_left_is_removed_when_training_goes_on(tmp_path):
+    run = runs.Run.create(tmp_path / "run", {})
+    (run.path / "metrics").mkdir()
+    leftovers = [run.path / ".run.json.tmp-00000000", run.path / "metrics" / ".000018.nc.tmp-12345678"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    (run.path / "metrics" / "000000.nc").write_bytes(b"whole")
+    with run.lock():
+        pass
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert (run.path / "metrics" / "000000.nc").exists()
+    assert (run.path / "run.json").exists()
