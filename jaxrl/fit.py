@@ -4,6 +4,8 @@ Resuming is bit-identical to never having stopped, also with a larger total: a s
 length, or with the last iteration, whatever came before, and one compiled program computes segments of every length.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import functools
 import math
@@ -22,9 +24,10 @@ import xarray
 from jaxrl import checkpoint, memory, runs, sinks
 from jaxrl.evaluation import Episodes, evaluate
 from jaxrl.ops import trees
+from jaxrl.ops.members import over_members
 from jaxrl.runs import Run
 from jaxrl.sinks import Sink
-from jaxrl.types import Algorithm, Hyperparams, Key, Metrics, State
+from jaxrl.types import Algorithm, Hyperparams, Key, Metrics, State, memoize
 
 # What must be finite in every iteration. Others may not be: explained variance is not where nothing varies.
 _FINITE_GROUPS = ("loss/", "gradient/")
@@ -94,15 +97,17 @@ def fit(
     algorithm: Algorithm,
     hparams: Hyperparams,
     *,
-    seed: int,
+    seed: int | Key,
     total_iterations: int,
     segment: int,
     num_seeds: int | None = None,
     run: Run | None = None,
     evaluation: EvaluationPlan | None = None,
+    log: bool = True,
     extra_sinks: Sequence[Sink] = (),
     checkpoint_seconds: float = 30.0,
     keep_last: int = 2,
+    save_final: bool = True,
     rows_per_segment: int | None = None,
     resume: bool = False,
     on_segment: Callable[[Progress], None] = lambda progress: None,
@@ -113,16 +118,19 @@ def fit(
     Args:
       algorithm: one learner or a population.
       hparams: its hyperparameters.
-      seed: all randomness of training and evaluation follows from it.
+      seed: all randomness of training and evaluation follows from it: a number, or for a population keys of shape
+        [P], so that what a member does depends on its own key and not on its place.
       total_iterations: calls of `algorithm.step`.
       segment: iterations between two looks of the host.
       num_seeds: members P if the algorithm is a population: its state and metrics have a leading axis [P].
       run: where to write; None writes nothing.
       evaluation: None never evaluates.
-      extra_sinks: besides the folder's log.jsonl; they are closed at the end.
+      log: whether the folder gets a log.jsonl, a line a segment and member.
+      extra_sinks: besides it; they are closed at the end.
       checkpoint_seconds: a checkpoint is written when so much time has passed, after each evaluation, on SIGTERM and
         SIGINT, and at the end. The best has the highest mean return over members, of evaluations if there are any.
       keep_last: checkpoints kept besides the best.
+      save_final: whether the last state is saved when the run is whole.
       rows_per_segment: rows that the metrics of a segment are reduced to, see `runs.segment_dataset`.
       resume: whether to continue from the newest whole checkpoint of `run`.
       on_segment: called after each segment.
@@ -132,8 +140,8 @@ def fit(
       The outcome. After a signal the state has been saved and `stopped` is set.
 
     Raises:
-      ValueError: arguments do not fit together, the memory does not suffice, or `run` has checkpoints and `resume` is
-        false.
+      ValueError: arguments do not fit together, or `run` has checkpoints and `resume` is false.
+      OutOfMemoryError: a ValueError too: the memory does not suffice, before compiling or while running.
       StorageError: something cannot be written; what was there is kept.
     """
     if total_iterations < 1 or segment < 1:
@@ -147,33 +155,23 @@ def fit(
     hparams = trees.as_arrays(hparams)
     segment = min(segment, total_iterations)
     members, steps = num_seeds or 1, algorithm.env_steps // (num_seeds or 1)
-    key_train, key_evaluation = jax.random.split(jax.random.key(seed))
-
-    @jax.jit
-    def init(key: Key, hparams: Hyperparams) -> State:
-        return trees.as_arrays(algorithm.init(key, hparams))
-
-    template = jax.eval_shape(init, key_train, hparams)
+    key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
+    key_train, key_evaluation = _split(key)
+    template = _template(algorithm, key_train, hparams)
 
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_signals(on_message))
+        stop = stack.enter_context(signals(on_message))
         if run:
             stack.enter_context(run.lock())
-        have = memory.available()
         saved = _load(run, template, hparams, total_iterations, resume, on_message)
         info = saved[2] if saved else _new_info(members, hparams)
-        compiled = functools.partial(_compile, info, algorithm, num_seeds)
-
-        def check_estimate(traced: Any) -> None:
-            needed = memory.estimate_of_trace(traced, template)
-            memory.check(needed.total, have, algorithm, num_seeds, memory.describe(needed))
-
-        advance = compiled(_advance, algorithm, template, hparams, jnp.int32(segment), segment, check=check_estimate)
-        info["bytes"] = memory.compiled_bytes(advance)
-        memory.check(info["bytes"] or 0, have, algorithm, num_seeds, "as compiled")
-        state, iteration = saved[:2] if saved else (compiled(init, key_train, hparams)(key_train, hparams), 0)
-        play = evaluation and compiled(jax.jit(evaluation.play), key_evaluation, template, hparams)
-        outlets = [*([sinks.jsonl(run.path / "log.jsonl")] if run else []), *extra_sinks]
+        compiling = time.perf_counter()
+        programs = prepare(algorithm, key, hparams, segment, num_seeds, evaluation)
+        info["compile_seconds"] += time.perf_counter() - compiling
+        info["bytes"] = memory.compiled_bytes(programs.advance)
+        state, iteration = saved[:2] if saved else (_call(programs.init, key_train, hparams), 0)
+        state, hparams, _ = _placed(programs.advance, state, hparams, jnp.int32(0))
+        outlets = [*([sinks.jsonl(run.path / "log.jsonl")] if run and log else []), *extra_sinks]
         for sink in outlets:
             stack.callback(sink.close)
             sink.start(float(iteration * steps), members)
@@ -183,7 +181,8 @@ def fit(
             first, iteration = iteration, min((iteration // segment + 1) * segment, total_iterations)
             started = time.perf_counter()
             with memory.explained(algorithm, num_seeds):
-                state, metrics = jax.block_until_ready(advance(state, hparams, jnp.int32(iteration - first)))
+                done = programs.advance(state, hparams, _placed_number(programs.advance, iteration - first))
+                state, metrics = jax.block_until_ready(done)
             info["train_seconds"] += time.perf_counter() - started
 
             metrics = _by_member(jax.device_get(metrics), iteration - first, members)
@@ -194,8 +193,8 @@ def fit(
             if run:
                 run.write_segment(first, runs.segment_dataset(metrics, first, steps, rows_per_segment))
             played = None
-            if evaluation and play and _is_due(evaluation.num_evaluations, iteration, segment, total_iterations):
-                episodes = jax.device_get(play(jax.random.fold_in(key_evaluation, iteration), state, hparams))
+            if evaluation and _is_due(evaluation.num_evaluations, iteration, segment, total_iterations):
+                episodes = jax.device_get(_call(programs.play, _fold_in(key_evaluation, iteration), state, hparams))
                 played = _mean_of_finished(episodes, members)
                 info["evaluation"] = played.tolist()
                 if run:
@@ -204,14 +203,14 @@ def fit(
 
             now = time.perf_counter()
             info["seconds"], told_time = info["seconds"] + now - told_time, now
-            due = bool(stop) or iteration == total_iterations or now - saved_time >= checkpoint_seconds
-            if run and (due or played is not None):
+            due = bool(stop) or played is not None or now - saved_time >= checkpoint_seconds
+            if run and (save_final if iteration == total_iterations else due):
                 is_best = _note_best(info, played if evaluation else returns)
                 checkpoint.save(run.checkpoints, iteration, state, info, keep_last, is_best)
                 saved_at, saved_time = iteration, time.perf_counter()
             on_segment(_progress(info, returns, played, iteration, total_iterations, algorithm.env_steps, members))
 
-        if run and iteration != saved_at:
+        if run and iteration != saved_at and (save_final or iteration < total_iterations):
             checkpoint.save(run.checkpoints, iteration, state, info, keep_last)
         results = _results(info, iteration, total_iterations, algorithm.env_steps, members)
         if run:
@@ -219,12 +218,15 @@ def fit(
     return Result(state, iteration, stop[0] if stop else None, results)
 
 
+@memoize
 def play_episodes(
     member: Algorithm,
     num_episodes: int,
     sampled: bool = False,
     max_steps: int | None = None,
     num_seeds: int | None = None,
+    num_devices: int = 1,
+    chunk: int | None = None,
 ) -> Callable[[Key, State, Hyperparams], Episodes]:
     """Evaluation of one learner or of each member of a population, for an `EvaluationPlan`.
 
@@ -234,6 +236,8 @@ def play_episodes(
       sampled: as for `evaluate`.
       max_steps: as for `evaluate`.
       num_seeds: P if the state is that of a population.
+      num_devices: as for the population.
+      chunk: as for the population.
 
     Returns:
       `(key, state, hparams) -> Episodes`; the environment's parameters are `hparams.env`, of which a leaf with one more
@@ -246,7 +250,8 @@ def play_episodes(
     default = member.hyperparams().env
 
     def play_all(key: Key, state: State, hparams: Hyperparams) -> Episodes:
-        return jax.vmap(play, (0, 0, axes(hparams.env)))(jax.random.split(key, num_seeds), state, hparams.env)
+        keys = key if key.ndim else jax.random.split(key, num_seeds)
+        return over_members(play, (0, 0, axes(hparams.env)), num_devices, chunk)(keys, state, hparams.env)
 
     return play_all
 
@@ -319,26 +324,133 @@ def _advance(
     return jax.lax.fori_loop(0, num_steps, body, (state, rows))
 
 
-def _compile(
-    info: dict[str, Any],
+@functools.partial(jax.jit, static_argnames="algorithm")
+def _init(algorithm: Algorithm, key: Key, hparams: Hyperparams) -> State:
+    return trees.as_arrays(algorithm.init(key, hparams))
+
+
+def _template(algorithm: Algorithm, key: Key, hparams: Hyperparams) -> State:
+    return jax.eval_shape(functools.partial(_init, algorithm), key, hparams)
+
+
+class Programs(NamedTuple):
+    """What `fit` runs, compiled.
+
+    Attributes:
+      init: `(key, hparams) -> state`.
+      advance: `(state, hparams, number of iterations) -> (state, metrics)`; the state is donated.
+      play: `(key, state, hparams) -> Episodes`, or None without an evaluation.
+    """
+
+    init: Any
+    advance: Any
+    play: Any
+
+
+def prepare(
     algorithm: Algorithm,
-    num_seeds: int | None,
-    function: Any,
-    *arguments: Any,
-    check: Callable[[Any], None] = lambda traced: None,
-) -> Any:
-    """Traces, checks what was traced, compiles, and adds the time to `info`."""
-    started = time.perf_counter()
+    key: Key,
+    hparams: Hyperparams,
+    segment: int,
+    num_seeds: int | None = None,
+    evaluation: EvaluationPlan | None = None,
+) -> Programs:
+    """Compiles what `fit` needs, side by side, or finds it among what this process has compiled before.
+
+    May be called in a thread, so that one run is compiled while another one trains.
+
+    Args:
+      algorithm: as for `fit`.
+      key: of shape [], or [P].
+      hparams: as for `fit`; only shapes matter.
+      segment: as for `fit`.
+      num_seeds: as for `fit`.
+      evaluation: as for `fit`.
+
+    Raises:
+      OutOfMemoryError: the memory that there is does not suffice; the message names what to lower.
+    """
+    hparams = trees.as_arrays(hparams)
+    key, _ = _split(key)
+    template = _template(algorithm, key, hparams)
+
+    def check_estimate(traced: Any) -> None:
+        needed = memory.estimate_of_trace(traced, template)
+        have = memory.available(memory.num_devices(traced.jaxpr.jaxpr))
+        memory.check(needed.total, have, algorithm, num_seeds, memory.describe(needed))
+
     with memory.explained(algorithm, num_seeds):
-        traced = function.trace(*arguments)
-        check(traced)
-        compiled = traced.lower().compile()
-    info["compile_seconds"] += time.perf_counter() - started
-    return compiled
+        # Tracing holds Python's lock, compiling does not.
+        advance = _compiled(_advance, (algorithm,), (template, hparams, jnp.int32(segment)), (segment,), check_estimate)
+        init = _compiled(_init, (algorithm,), (key, hparams))
+        play = evaluation and _compiled(_play, (evaluation.play,), (key, template, hparams))
+        programs = Programs(init.result(), advance.result(), play and play.result())
+    have = memory.available(len(programs.advance.input_shardings[0][2].device_set))
+    memory.check(memory.compiled_bytes(programs.advance) or 0, have, algorithm, num_seeds, "as compiled")
+    return programs
+
+
+@functools.partial(jax.jit, static_argnames="play")
+def _play(
+    play: Callable[[Key, State, Hyperparams], Episodes], key: Key, state: State, hparams: Hyperparams
+) -> Episodes:
+    return play(key, state, hparams)
+
+
+_MAX_PROGRAMS = 24
+_programs: collections.OrderedDict[Any, "concurrent.futures.Future[Any]"] = collections.OrderedDict()
+_programs_lock = threading.Lock()
+_compilers = concurrent.futures.ThreadPoolExecutor(2, "compile")
+
+
+def _compiled(
+    function: Any,
+    statics: tuple[Any, ...],
+    arguments: tuple[Any, ...],
+    trailing: tuple[Any, ...] = (),
+    check: Callable[[Any], None] = lambda traced: None,
+) -> "concurrent.futures.Future[Any]":
+    """Traces now, checks what was traced, and compiles in the background; once for equal arguments."""
+    leaves, structure = jax.tree.flatten(arguments)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    name = (function, statics, structure, shapes, trailing)
+    with _programs_lock:
+        if name not in _programs:
+            traced = function.trace(*statics, *arguments, *trailing)
+            check(traced)
+            _programs[name] = _compilers.submit(lambda: traced.lower().compile())
+            _programs[name].add_done_callback(lambda done: done.exception() and _programs.pop(name, None))
+        while len(_programs) > _MAX_PROGRAMS:
+            _programs.popitem(last=False)
+        _programs.move_to_end(name)
+        return _programs[name]
+
+
+def _placed(program: Any, *arguments: Any) -> tuple[Any, ...]:
+    """Arguments where the program wants them: spread over devices if it is."""
+    return jax.device_put(arguments, program.input_shardings[0])
+
+
+def _call(program: Any, *arguments: Any) -> Any:
+    return program(*_placed(program, *arguments))
+
+
+def _placed_number(program: Any, number: int) -> jax.Array:
+    return jax.device_put(jnp.int32(number), program.input_shardings[0][2])
+
+
+def _split(key: Key) -> tuple[Key, Key]:
+    """Keys of training and evaluation, shape [] or [P] as the key's."""
+    pairs = jax.random.split(key) if not key.ndim else jax.vmap(jax.random.split, out_axes=1)(key)
+    return pairs[0], pairs[1]
+
+
+def _fold_in(key: Key, number: int) -> Key:
+    return jax.random.fold_in(key, number) if not key.ndim else jax.vmap(jax.random.fold_in, (0, None))(key, number)
 
 
 @contextlib.contextmanager
-def _signals(on_message: Callable[[str], None]) -> Iterator[list[int]]:
+def signals(on_message: Callable[[str], None]) -> Iterator[list[int]]:
     """Collects SIGTERM and SIGINT in a list instead of dying; a second SIGINT interrupts at once."""
     received: list[int] = []
 

@@ -18,6 +18,10 @@ from jaxrl.types import Algorithm, Hyperparams
 _KNOBS = ("num_envs", "num_steps", "buffer_size", "batch_size", "reset_size")
 
 
+class OutOfMemoryError(ValueError):
+    """A program does not fit into the memory that there is."""
+
+
 class Estimate(NamedTuple):
     """Bytes that training takes on the device.
 
@@ -74,7 +78,9 @@ def compiled_bytes(compiled: Any) -> int | None:
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    return (
+    devices = {device for leaf in jax.tree.leaves(compiled.output_shardings) for device in leaf.device_set}
+    # What the backend tells is one device's share.
+    return len(devices) * (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         + analysis.temp_size_in_bytes
@@ -82,15 +88,15 @@ def compiled_bytes(compiled: Any) -> int | None:
     )
 
 
-def available() -> int | None:
-    """Bytes that are free on the default device; on a CPU what the system or the process's group has left.
+def available(num_devices: int = 1) -> int | None:
+    """Bytes that are free on the first devices together; on a CPU what the system or the process's group has left.
 
     Returns:
       None where nothing tells.
     """
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    stats = [device.memory_stats() for device in jax.local_devices()[:num_devices]]
+    if all(each and "bytes_limit" in each for each in stats):
+        return num_devices * min(each["bytes_limit"] - each.get("bytes_in_use", 0) for each in stats)
     found = [_group_limit("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")]
     found += [
         _group_limit("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
@@ -114,11 +120,11 @@ def check(needed: int, have: int | None, algorithm: Algorithm, num_seeds: int | 
       parts: what the bytes are for.
 
     Raises:
-      ValueError: it does not fit; the message names the numbers and what to lower.
+      OutOfMemoryError: it does not fit; the message names the numbers and what to lower.
     """
     if have is None or needed <= have:
         return
-    raise ValueError(
+    raise OutOfMemoryError(
         f"The run would take about {_readable(needed)}{f' ({parts})' if parts else ''}, but {_readable(have)} are free "
         f"on {jax.devices()[0].device_kind}. Lower {knobs(algorithm, num_seeds)}."
     )
@@ -129,14 +135,14 @@ def explained(algorithm: Algorithm, num_seeds: int | None) -> Iterator[None]:
     """Turns a device's running out of memory into an error that names what to lower.
 
     Raises:
-      ValueError: the device ran out of memory.
+      OutOfMemoryError: the device ran out of memory.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise ValueError(
+        raise OutOfMemoryError(
             f"{jax.devices()[0].device_kind} ran out of memory: {str(error).splitlines()[0]} "
             f"Lower {knobs(algorithm, num_seeds)}."
         ) from error
@@ -162,6 +168,13 @@ def describe(parts: Estimate) -> str:
     )
 
 
+def num_devices(jaxpr: Jaxpr) -> int:
+    """Over how many devices a traced program is spread by `shard_map`."""
+    own = [equation.params["mesh"].size for equation in jaxpr.eqns if equation.primitive.name == "shard_map"]
+    inner = [num_devices(sub) for equation in jaxpr.eqns for sub in jaxprs_in_params(equation.params)]
+    return max([1, *own, *inner])
+
+
 def _peak(jaxpr: Jaxpr) -> int:
     """Most bytes alive at once when the equations run in order, each array until its last use."""
     last_use = {}
@@ -173,9 +186,10 @@ def _peak(jaxpr: Jaxpr) -> int:
     peak = alive
     for index, equation in enumerate(jaxpr.eqns):
         inner = 0
+        copies = equation.params["mesh"].size if equation.primitive.name == "shard_map" else 1
         for sub in jaxprs_in_params(equation.params):
             # What the inner program is given is counted outside.
-            inner = max(inner, _peak(sub) - sum(_bytes(var) for var in sub.invars))
+            inner = max(inner, copies * (_peak(sub) - sum(_bytes(var) for var in sub.invars)))
         for var in equation.outvars:
             sizes[var] = _bytes(var)
             alive += sizes[var]

@@ -90,14 +90,14 @@ def test_too_large_a_run_is_refused_before_anything_of_it_is_compiled(compilatio
     ) as caught:
         fit.fit(algorithm, hparams, seed=0, total_iterations=4, segment=2)
     assert "config.num_steps (now 128)" in str(caught.value)
-    assert not [line for line in compilations() if "jit(_advance)" in line or "jit(init)" in line]
+    assert not [line for line in compilations() if "jit(_advance)" in line or "jit(_init)" in line]
 
 
 def test_the_log_would_have_shown_a_compilation(compilations):
     algorithm = rollout(3)
     fit.fit(algorithm, algorithm.hyperparams(), seed=0, total_iterations=4, segment=2)
     assert [line for line in compilations() if "jit(_advance)" in line]
-    assert [line for line in compilations() if "jit(init)" in line]
+    assert [line for line in compilations() if "jit(_init)" in line]
 
 
 def test_what_the_compiled_program_takes_is_checked_too(monkeypatch):
