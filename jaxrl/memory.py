@@ -125,7 +125,7 @@ def check(needed: int, have: int | None, algorithm: Algorithm, num_seeds: int | 
     if have is None or needed <= have:
         return
     raise OutOfMemoryError(
-        f"The run would take about {_readable(needed)}{f' ({parts})' if parts else ''}, but {_readable(have)} are free "
+        f"The run would take about {readable(needed)}{f' ({parts})' if parts else ''}, but {readable(have)} are free "
         f"on {jax.devices()[0].device_kind}. Lower {knobs(algorithm, num_seeds)}."
     )
 
@@ -163,8 +163,8 @@ def knobs(algorithm: Algorithm, num_seeds: int | None) -> str:
 def describe(parts: Estimate) -> str:
     """The estimate in words: `state 1.2 GiB, one iteration 3.4 GiB, metrics of a segment 5.6 MiB`."""
     return (
-        f"state {_readable(parts.state)}, one iteration {_readable(parts.step)}, "
-        f"metrics of a segment {_readable(parts.metrics)}"
+        f"state {readable(parts.state)}, one iteration {readable(parts.step)}, "
+        f"metrics of a segment {readable(parts.metrics)}"
     )
 
 
@@ -211,7 +211,8 @@ def _group_limit(limit: str, usage: str) -> int | None:
         return None
 
 
-def _readable(num_bytes: float) -> str:
+def readable(num_bytes: float) -> str:
+    """Bytes for people: `1.2 GiB`."""
     for unit in ("bytes", "KiB", "MiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.4g} {unit}"

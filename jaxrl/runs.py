@@ -113,11 +113,11 @@ class Run:
 
     def write_segment(self, first: int, dataset: xarray.Dataset) -> None:
         """Writes the metrics of the iterations from `first`; a file of the same name is replaced."""
-        write_file(self.path / "metrics" / f"{first:06d}.nc", _to_bytes(dataset))
+        write_file(self.path / "metrics" / f"{first:06d}.nc", to_netcdf(dataset))
 
     def write_evaluation(self, iteration: int, dataset: xarray.Dataset) -> None:
         """Writes the outcome of the evaluation after `iteration` iterations."""
-        write_file(self.path / "evaluations" / f"{iteration:06d}.nc", _to_bytes(dataset))
+        write_file(self.path / "evaluations" / f"{iteration:06d}.nc", to_netcdf(dataset))
 
     def metrics(self) -> xarray.Dataset:
         """Metrics of all segments so far, dimensions (step, seed); without segments an empty dataset.
@@ -316,8 +316,8 @@ def _array_digest(array: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
 
 
-def _to_bytes(dataset: xarray.Dataset) -> bytes:
-    """NetCDF 3: no slash in names, no bool, no unsigned or 64-bit integers."""
+def to_netcdf(dataset: xarray.Dataset) -> bytes:
+    """The content of a netCDF 3 file, which has no slash in names, no bool, no unsigned or 64-bit integers."""
 
     def allowed(values: np.ndarray) -> np.ndarray:
         if values.dtype == np.bool_:
@@ -331,13 +331,23 @@ def _to_bytes(dataset: xarray.Dataset) -> bytes:
     return bytes(encoded.to_netcdf(engine="scipy"))
 
 
+def from_netcdf(content: bytes) -> xarray.Dataset:
+    """What `to_netcdf` was given, with integers and booleans as it had to write them.
+
+    Raises:
+      ValueError, TypeError, KeyError: it is damaged.
+    """
+    data = xarray.load_dataset(content, engine="scipy")
+    return data.rename({name: str(name).replace(":", "/") for name in data.data_vars})
+
+
 def _read_all(folder: Path) -> Iterator[xarray.Dataset]:
     for path in sorted(folder.glob("*.nc"), key=lambda path: int(path.stem)):
         try:
-            part = xarray.load_dataset(path.read_bytes(), engine="scipy")
+            part = from_netcdf(path.read_bytes())
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise StorageError(f"{path} is damaged: {error}. `jaxrl resume` does not need it; remove it.") from error
-        yield part.rename({name: str(name).replace(":", "/") for name in part.data_vars})
+        yield part
 
 
 def _git(package: Path) -> tuple[str | None, bool | None]:
