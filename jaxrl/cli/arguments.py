@@ -74,7 +74,7 @@ def parse(argv: Sequence[str]) -> Command | None:
         parser.print_help()
         return None
     options, extras = parser.parse_known_args(rest)
-    takes_assignments = name in ("train", "resume")
+    takes_assignments = name in ("train", "resume", "sweep")
     options.assignments = [text for text in extras if takes_assignments and "=" in text and not text.startswith("-")]
     if strange := [text for text in extras if text not in options.assignments]:
         near = _nearest_option(parser, strange[0])
@@ -196,16 +196,105 @@ def _train_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _sweep_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        prog="jaxrl sweep",
+        usage="jaxrl sweep ALGORITHM[,...] ENV[,...] [name=value ...] --over name=values ... [options]",
+        description=(
+            "Trains every setting of a grid or sample with several seeds, in as few compiled programs as there\n"
+            "are shapes, and keeps everything in a folder that `jaxrl resume` continues."
+        ),
+        epilog=(
+            "what --over understands:\n"
+            "  gae_lambda=0.9,0.95                      a grid; several names make a product\n"
+            "  learning_rate=log(1e-4,1e-2,8)           8 values evenly spaced by ratio; also linear(a,b,n)\n"
+            "  config.num_envs=16,64                    a field of the config: one program for each value\n"
+            "  objective.clip=uniform(0.1,0.3)          drawn --samples times; also log(a,b), integers(a,b),\n"
+            "                                           choice(a,b,...)\n"
+            "  learning_rate,gamma=(1e-3,0.99),(1e-4,1) zipped: one dimension\n"
+            "  'value_clip=0.1,0.3 if config.clip_value == true'   swept only where the condition holds\n\n"
+            "name=value before --over holds for all settings. Several algorithms or environments are separated\n"
+            "by commas."
+        ),
+    )
+    parser.add_argument("algorithms", metavar="ALGORITHM", help="names, as `jaxrl list algorithms` prints them")
+    parser.add_argument("envs", metavar="ENV", help="suite/Name, as `jaxrl list envs` prints them")
+    parser.add_argument("--over", nargs="+", action="extend", default=[], metavar="NAME=VALUES", help="see below")
+    parser.add_argument(
+        "--samples", type=count_or_zero, default=0, metavar="N", help="draws of what has a distribution"
+    )
+    parser.add_argument(
+        "--method", choices=("sobol", "random"), default="sobol", help="how it is drawn (default sobol: evenly spread)"
+    )
+    parser.add_argument("--where", metavar="CONDITION", help="leaves out settings, for instance 'config.num_envs < 64'")
+    parser.add_argument("--table", type=Path, metavar="FILE.csv", help="settings from a table instead of --over")
+    parser.add_argument("--num-seeds", type=count, default=8, metavar="N", help="seeds of each setting (default 8)")
+    parser.add_argument(
+        "--total-steps", type=count, default=500_000, metavar="N", help="of each member (default 500000)"
+    )
+    parser.add_argument("--seed", type=count_or_zero, default=0, metavar="N", help="of keys and draws (default 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default runs/sweep-ALGORITHM-ENV-TIME)")
+    parser.add_argument("--plan", action="store_true", help="say what would be run, with estimates, and stop")
+    parser.add_argument(
+        "--shard",
+        type=share,
+        default=(0, 1),
+        metavar="I/N",
+        help="only the I-th of N shares (I from 0), for N processes on one folder, such as a job array; needs --out",
+    )
+    parser.add_argument(
+        "--eval-episodes",
+        type=count_or_zero,
+        default=16,
+        metavar="N",
+        help="episodes of each member at its end, whose mean is its score; 0 for none (default 16)",
+    )
+    parser.add_argument("--points", type=count, default=50, metavar="N", help="points of each curve (default 50)")
+    parser.add_argument(
+        "--max-batch", type=count, metavar="N", help="most members at once (default: what memory takes)"
+    )
+    parser.add_argument("--devices", type=count, metavar="N", help="devices that share each batch (default: all)")
+    parser.add_argument(
+        "--chunk", type=count, metavar="N", help="members vmapped together on a device (default: chosen)"
+    )
+    parser.add_argument("--keep-states", action="store_true", help="keep the members' last states")
+    parser.add_argument(
+        "--env-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="static option of the environments' constructors; may be repeated",
+    )
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=seconds,
+        default=60.0,
+        metavar="S",
+        help="how often the batch in progress is saved (default 60)",
+    )
+    _add_help(parser)
+    return parser
+
+
+def share(text: str) -> tuple[int, int]:
+    """Reads `i/n` with 0 <= i < n."""
+    index, _, number = text.partition("/")
+    if not index.isdigit() or not number.isdigit() or not int(index) < int(number):
+        raise argparse.ArgumentTypeError(f"must be I/N with 0 <= I < N, for instance 0/4; got {text!r}")
+    return int(index), int(number)
+
+
 def _resume_parser() -> argparse.ArgumentParser:
     parser = _parser(
         prog="jaxrl resume",
         usage="jaxrl resume DIR [name=value ...] [options]",
         description=(
             "Continues a run from its newest whole checkpoint, bit for bit as if it had never stopped.\n"
-            "name=value changes a hyperparameter from there on; the change is kept in run.json."
+            "name=value changes a hyperparameter from there on; the change is kept in run.json.\n"
+            "A sweep is continued too: what was whole is not computed again."
         ),
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of the run or sweep")
     parser.add_argument(
         "--total-steps",
         type=count,
@@ -289,7 +378,8 @@ class _Spec(NamedTuple):
 
 COMMANDS: dict[str, _Spec] = {
     "train": _Spec("train an algorithm in an environment, several seeds at once", "train", "train", _train_parser),
-    "resume": _Spec("continue a run, or make it longer", "train", "resume", _resume_parser),
+    "sweep": _Spec("train a grid or sample of settings in few programs", "sweep", "sweep", _sweep_parser),
+    "resume": _Spec("continue a run or a sweep, or make a run longer", "train", "resume", _resume_parser),
     "evaluate": _Spec("play episodes with a trained run", "evaluate", "evaluate", _evaluate_parser),
     "plot": _Spec("draw the learning curves of one or several runs", "plot", "plot", _plot_parser),
     "list": _Spec("list algorithms or environments", "lists", "list_names", _list_parser),

@@ -102,6 +102,11 @@ def field_names(config: type) -> list[str]:
     return [CONFIG + name for name in _field_types(config)]
 
 
+def field_kinds(config: type) -> dict[str, Any]:
+    """Type annotations of all fields of a config, nested ones by dotted path, with the prefix."""
+    return {CONFIG + name: kind for name, kind in _field_types(config).items()}
+
+
 def unknown(name: str, known: list[str], others: Iterable[str] = ()) -> str:
     """The message for a name that nothing has, with the nearest names of both kinds."""
     wanted, last = name.removeprefix(CONFIG), lambda candidate: candidate.rpartition(".")[2]

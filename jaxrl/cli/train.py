@@ -65,6 +65,11 @@ def resume(options: argparse.Namespace) -> None:
       ValueError: the folder holds no run, or an argument does not fit what it holds.
       StorageError: something cannot be read or written.
     """
+    if (options.dir / "sweep.json").exists():
+        from jaxrl.cli import sweep
+
+        sweep.resume(options)
+        return
     console = Console(highlight=False)
     run = Run.open(options.dir)
     built = build.from_record(run)

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -246,7 +246,7 @@ def fitted(layout: Layout, width: int) -> Layout:
     if width % num_devices:
         num_devices = math.gcd(width, num_devices)
     each = width // num_devices
-    return Layout(num_devices, chunk if chunk is None or chunk >= each else math.gcd(each, chunk))
+    return Layout(num_devices, None if chunk is None else each if chunk >= each else math.gcd(each, chunk))
 
 
 def width_of(group: Group, batch: Batch) -> int:
@@ -299,10 +299,9 @@ def _learners(given: Any) -> list[Learner]:
         config = inspect.signature(value).parameters.get("config")
         if config is None or not dataclasses.is_dataclass(config.default):
             raise ValueError(f"The factory {value!r} needs an argument `config` with a default, a frozen dataclass.")
-        label = (
-            name or getattr(value, "__name__", None) or getattr(getattr(value, "func", None), "__name__", "algorithm")
-        )
-        return Learner(label, value, config.default)
+        # A functools.partial has its factory's name.
+        label = name or getattr(getattr(value, "func", value), "__name__", "algorithm")
+        return Learner(label, cast(Any, value), config.default)
 
     return _labelled("algorithm", given, learner, lambda each: each.name)
 
