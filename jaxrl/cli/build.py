@@ -13,6 +13,7 @@ from jaxrl import checkpoint, runs
 from jaxrl.algorithms.registry import ALGORITHMS, Entry
 from jaxrl.cli import overrides
 from jaxrl.envs import make_env
+from jaxrl.meta.layout import Layout, choose_layout
 from jaxrl.meta.population import population
 from jaxrl.ops import trees
 from jaxrl.runs import Run
@@ -30,11 +31,13 @@ class Built(NamedTuple):
       member: the algorithm of one seed.
       algorithm: of all seeds.
       hparams: their hyperparameters.
+      layout: of the population on the machine.
     """
 
     member: Algorithm
     algorithm: Algorithm
     hparams: Hyperparams
+    layout: Layout = Layout()
 
 
 def find_algorithm(name: str) -> Entry:
@@ -88,7 +91,8 @@ def from_options(options: argparse.Namespace) -> tuple[Built, dict[str, Any]]:
         "config": dataclasses.asdict(config),
         "hyperparams": runs.hyperparams_to_json(hparams),
     }
-    return Built(member, population(member, options.num_seeds), hparams), record
+    layout = choose_layout(member, hparams, options.num_seeds)
+    return Built(member, population(member, options.num_seeds, (), *layout), hparams, layout), record
 
 
 def from_record(run: Run) -> Built:
@@ -109,7 +113,14 @@ def from_record(run: Run) -> Built:
     config = overrides.config_from_json(entry.config, record["config"])
     member = entry.factory(make_env(record["env"], **options), config=config)
     hparams = runs.hyperparams_from_json(record["hyperparams"], member.hyperparams())
-    return Built(member, population(member, record["num_seeds"]), hparams)
+    # Another layout would give other bits.
+    layout = layout_of(run)
+    return Built(member, population(member, record["num_seeds"], (), *layout), hparams, layout)
+
+
+def layout_of(run: Run) -> Layout:
+    """The layout that a run was made with."""
+    return Layout(*run.record.get("layout", ()))
 
 
 def iterations_of(total_steps: int, member: Algorithm) -> int:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from jaxrl import fit
 from jaxrl.analysis import statistics
-from jaxrl.cli import build
+from jaxrl.cli import build, devices
 from jaxrl.cli.progress import number
 from jaxrl.runs import Run
 
@@ -22,6 +22,7 @@ def evaluate(options: argparse.Namespace) -> None:
       StorageError: the checkpoint is damaged.
     """
     run = Run.open(options.dir)
+    devices.use_all_cores(build.layout_of(run).num_devices)
     built = build.from_record(run)
     if built.member.env is None:
         raise ValueError(f"{run.path}: {built.member.name} has no environment to play in.")
@@ -32,6 +33,7 @@ def evaluate(options: argparse.Namespace) -> None:
         options.sampled,
         build.max_episode_steps(built.member.env, built.hparams),
         run.record["num_seeds"],
+        *built.layout,
     )
     # Training uses the first two children of its key; these episodes are others than those seen there.
     key = jax.random.split(jax.random.key(options.seed), 3)[2]

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxrl import checkpoint, fit, runs, sinks
-from jaxrl.cli import build, overrides, progress
+from jaxrl.cli import build, devices, overrides, progress
 from jaxrl.cli.build import Built
 from jaxrl.runs import Run
 from jaxrl.sinks import Sink
@@ -31,6 +31,7 @@ def train(options: argparse.Namespace) -> None:
         left behind.
       StorageError: something cannot be written.
     """
+    devices.use_all_cores()
     console = Console(highlight=False)
     built, record = build.from_options(options)
     iterations = build.iterations_of(options.total_steps, built.member)
@@ -46,6 +47,7 @@ def train(options: argparse.Namespace) -> None:
             "max_steps": build.max_episode_steps(built.member.env, built.hparams) if built.member.env else None,
         },
         "sinks": sorted(set(options.sink)),
+        "layout": list(built.layout),
     }
     path = options.out or _new_folder(options.algorithm, options.env)
     existed = path.exists()
@@ -72,6 +74,7 @@ def resume(options: argparse.Namespace) -> None:
         return
     console = Console(highlight=False)
     run = Run.open(options.dir)
+    devices.use_all_cores(build.layout_of(run).num_devices)
     built = build.from_record(run)
     built, changes = _changes(run, built, options)
     total = changes.get("iterations", run.record["iterations"])
@@ -141,6 +144,8 @@ def _fit(
             evaluation["num_episodes"],
             max_steps=evaluation["max_steps"],
             num_seeds=record["num_seeds"],
+            num_devices=built.layout.num_devices,
+            chunk=built.layout.chunk,
         )
         plan = fit.EvaluationPlan(evaluation["num_evaluations"], play)
     with display.live():

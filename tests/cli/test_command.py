@@ -130,7 +130,7 @@ def test_a_run_that_does_not_fit_leaves_nothing_behind(tmp_path, monkeypatch, ex
     if exists:
         folder.mkdir()
         (folder / "notes.txt").write_text("mine")
-    monkeypatch.setattr(memory, "available", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda num_devices=1: 1000)
     message = error_of(*TRAIN, *SHORT, "--out", folder)
     assert "1000 bytes are free" in message
     assert "config.num_envs (now 4)" in message
@@ -369,7 +369,7 @@ def test_list_for_a_terminal_names_suites_and_how_to_install_them(monkeypatch):
     (["list", "algorithms", "x"], "takes no further argument"),
     (["list"], "arguments are required: what"),
     (["trian"], "no command is called 'trian'; did you mean `jaxrl train`?"),
-    (["xyz"], "no command is called 'xyz'; there are train, resume, "),
+    (["xyz"], "no command is called 'xyz'; there are train, sweep, "),
     (["plot", "a=b", "--points", "x"], "--points: must be a whole number"),
     (["train", "pop", "--help"], "No algorithm is called 'pop'"),
 ])  # fmt: skip

@@ -91,11 +91,11 @@ def test_halves_part_a_batch():
 
 def test_batches_fit_the_memory_that_is_free(monkeypatch):
     over = {"learning_rate": [0.001 * k for k in range(1, 101)]}
-    monkeypatch.setattr(memory, "available", lambda: 10**9)
+    monkeypatch.setattr(memory, "available", lambda num_devices=1: 10**9)
     (roomy,) = plan(over).groups
     assert (roomy.width, len(roomy.batches)) == (200, 1)
     free = 20 * roomy.bytes_member
-    monkeypatch.setattr(memory, "available", lambda: free)
+    monkeypatch.setattr(memory, "available", lambda num_devices=1: free)
     (tight,) = plan(over).groups
     assert 1 < tight.width * tight.bytes_member + tight.bytes_shared <= free
     assert len(tight.batches) == -(-200 // tight.width)
