@@ -24,14 +24,13 @@ import importlib.metadata
 import itertools
 import os
 import platform
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +39,7 @@ import jaxrl
 from jaxrl import rollout, spaces
 from jaxrl.algorithms import ppo
 from jaxrl.envs.registry import installed
+from jaxrl.networks import NetworkConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,6 @@ class Case:
     num_seeds: int
     total_steps: int
     config: ppo.Config
-    network: tuple[tuple[str, Any], ...] = ()
     hparams: tuple[tuple[str, float], ...] = ()
 
     @property
@@ -61,16 +60,19 @@ class Case:
 CARTPOLE = {"env": "gymnax/CartPole-v1", "config": ppo.Config()}
 BREAKOUT = {
     "env": "gymnax/Breakout-MinAtar",
-    "config": ppo.Config(num_envs=64, num_minibatches=8),
-    "network": (("activation", "relu"), ("convolve", False)),
+    "config": ppo.Config(num_envs=64, num_minibatches=8, network=NetworkConfig(activation="relu", convolve=False)),
     "hparams": (("learning_rate", 5e-3),),
 }
 HOPPER = {
     "env": "brax/hopper",
     "config": ppo.Config(
-        num_envs=2048, num_steps=10, num_minibatches=32, normalize_observations=True, normalize_rewards=True
+        num_envs=2048,
+        num_steps=10,
+        num_minibatches=32,
+        normalize_observations=True,
+        normalize_rewards=True,
+        network=NetworkConfig(hidden=(256, 256)),
     ),
-    "network": (("hidden", (256, 256)),),
     "hparams": (("learning_rate", 3e-4), ("entropy_coef", 0.0)),
 }
 SMALL_HOPPER = {**HOPPER, "config": dataclasses.replace(HOPPER["config"], num_envs=64, num_steps=32)}
@@ -103,8 +105,19 @@ def cases(suite: str) -> list[Case]:
     ]
 
 
-def timed(function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int) -> tuple[float, float, int]:
-    """Seconds to compile, median seconds to run, and bytes of the compiled program."""
+class Timing(NamedTuple):
+    """Seconds to compile, seconds of each run, and bytes of the compiled program."""
+
+    compile_seconds: float
+    runs: list[float]
+    program_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.runs)
+
+
+def timed(function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int) -> Timing:
     started = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - started
@@ -119,7 +132,7 @@ def timed(function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int
     size = (
         analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
     )
-    return compile_seconds, statistics.median(runs), size
+    return Timing(compile_seconds, runs, size)
 
 
 def step_alone(
@@ -145,9 +158,7 @@ def step_alone(
 
 def build(case: Case) -> tuple[jaxrl.Algorithm, Any, int]:
     """The algorithm, its hyperparameters, and the iterations that fit into the case's steps."""
-    env = jaxrl.make_env(case.env)
-    network = jaxrl.actor_critic(env.observation_space, env.action_space, **dict(case.network))
-    agent = ppo.ppo(env, network=network, config=case.config)
+    agent = ppo.ppo(jaxrl.make_env(case.env), config=case.config)
     num_steps = max(1, case.total_steps // agent.env_steps)
     return agent, agent.hyperparams(horizon=num_steps * agent.env_steps, **dict(case.hparams)), num_steps
 
@@ -157,22 +168,22 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     env = jaxrl.make_env(case.env)
     keys = jax.random.split(jax.random.key(0), case.num_seeds)
     run = jax.vmap(jaxrl.train(agent, num_steps), (0, None))
-    compile_seconds, seconds, size = timed(run, (keys, hparams), repeats)
+    timing = timed(run, (keys, hparams), repeats)
     transitions = num_steps * agent.env_steps * case.num_seeds
     alone_steps = max(case.config.num_steps, min(1_000, 2_000_000 // (case.config.num_envs * case.num_seeds)))
     alone = step_alone(env, case.num_seeds, case.config.num_envs, alone_steps, rollout.Reset())
-    _, alone_seconds, _ = timed(alone, (jax.random.key(1),), repeats)
+    alone_seconds = timed(alone, (jax.random.key(1),), repeats).seconds
     limit = alone_steps * case.config.num_envs * case.num_seeds / alone_seconds
     return {
         "case": case.name.strip(),
         "num_seeds": case.num_seeds,
         "steps_per_seed": num_steps * agent.env_steps,
-        "compile_seconds": round(compile_seconds, 2),
-        "run_seconds": round(seconds, 3),
-        "steps_per_second": round(transitions / seconds),
-        "program_bytes": size,
+        "compile_seconds": round(timing.compile_seconds, 2),
+        "run_seconds": round(timing.seconds, 3),
+        "steps_per_second": round(transitions / timing.seconds),
+        "program_bytes": timing.program_bytes,
         "env_alone_steps_per_second": round(limit),
-        "share_of_env_alone": round(transitions / seconds / limit, 4),
+        "share_of_env_alone": round(transitions / timing.seconds / limit, 4),
     }
 
 
@@ -209,28 +220,43 @@ def measure_curves(only: str) -> Iterator[dict[str, Any]]:
             }
 
 
-RESET_ENVS = ("gymnax/CartPole-v1", "gymnax/Breakout-MinAtar", "brax/ant", "navix/Navix-DoorKey-8x8-v0")
+RESET_ENVS = (
+    "gymnax/CartPole-v1",
+    "gymnax/Breakout-MinAtar",
+    "brax/ant",
+    "navix/Navix-FourRooms-v0",
+    "navix/Navix-SimpleCrossingS11N5-v0",
+)
+"""The last two are mazes: rooms with gaps drawn at random, and walls that only a winding way leads through."""
 
 
-def measure_resets(repeats: int) -> Iterator[dict[str, Any]]:
+def measure_resets(only: str, repeats: int, num_envs: int = 64, num_steps: int = 200) -> Iterator[dict[str, Any]]:
     for name in RESET_ENVS:
         suite = name.partition("/")[0]
+        if only not in name:
+            continue
         if not installed(suite):
             print(f"{name}: the suite {suite} is not installed, left out", file=sys.stderr)
             continue
         env = jaxrl.make_env(name)
         for reset in (rollout.Reset("fresh"), rollout.Reset("pooled", 4), rollout.Reset("cached", 64)):
-            function = step_alone(env, 1, 64, 200, reset)
-            compile_seconds, seconds, size = timed(function, (jax.random.key(0),), repeats)
+            timing = timed(step_alone(env, 1, num_envs, num_steps, reset), (jax.random.key(0),), repeats)
             yield {
                 "case": f"{name} {reset.mode} {reset.size or ''}".strip(),
                 "num_seeds": 1,
-                "steps_per_seed": 64 * 200,
-                "compile_seconds": round(compile_seconds, 2),
-                "run_seconds": round(seconds, 4),
-                "steps_per_second": round(64 * 200 / seconds),
-                "program_bytes": size,
+                "steps_per_seed": num_envs * num_steps,
+                "compile_seconds": round(timing.compile_seconds, 2),
+                "run_seconds": round(timing.seconds, 4),
+                "steps_per_second": round(num_envs * num_steps / timing.seconds),
+                "program_bytes": timing.program_bytes,
             }
+
+
+def processor() -> str:
+    """The CPU's model where Linux tells it, otherwise its architecture."""
+    information = Path("/proc/cpuinfo")
+    models = re.findall(r"^model name\s*: (.+)$", information.read_text(), re.MULTILINE) if information.exists() else []
+    return models[0] if models else platform.machine()
 
 
 def machine() -> dict[str, Any]:
@@ -240,13 +266,20 @@ def machine() -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": jax.devices()[0].device_kind,
         "num_cpus": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "python": platform.python_version(),
         "jaxrl": jaxrl.__version__,
         "jax": jax.__version__,
         "jaxlib": importlib.metadata.version("jaxlib"),
         "flax": flax.__version__,
     }
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main() -> int:
@@ -258,9 +291,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("bench.csv"))
     arguments = parser.parse_args()
 
+    # Compiling is measured too, so nothing compiled before may be used.
+    jax.config.update("jax_enable_compilation_cache", False)
     began, here, rows = time.perf_counter(), machine(), []
     if arguments.suite == "resets":
-        results: Iterator[dict[str, Any]] = measure_resets(arguments.repeats)
+        results: Iterator[dict[str, Any]] = measure_resets(arguments.only, arguments.repeats)
     elif arguments.suite == "curves":
         results = measure_curves(arguments.only)
     else:
@@ -270,10 +305,7 @@ def main() -> int:
         rows.append({**row, **here})
         print("  ".join(f"{name}={value}" for name, value in row.items() if "slice" not in name), flush=True)
         # Written after each case, so that a stop loses nothing.
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for r in rows for name in r)))
-            writer.writeheader()
-            writer.writerows(rows)
+        write(arguments.out, rows)
         if arguments.suite == "gpu" and time.perf_counter() - began > arguments.budget:
             print("The budget is spent; the remaining cases are left out.", file=sys.stderr)
             break

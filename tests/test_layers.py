@@ -12,6 +12,7 @@ LAYERS = (
     ("_version",),
     ("spaces",),
     ("types",),
+    ("validation",),
     ("ops",),
     ("networks", "envs", "wrappers", "buffers", "archives", "strategies", "levels"),
     ("objectives", "rollout", "evaluation", "training", "checkpoint", "runs", "fit", "sinks", "memory"),

@@ -14,7 +14,7 @@ is [T, B/M] with the memory that each environment had when the rollout began.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
 from typing import Any, Literal
 
 import jax
@@ -23,24 +23,13 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import rollout
+from jaxrl import rollout, validation
 from jaxrl.networks import ActorCritic, NetworkConfig, actor_critic
-from jaxrl.networks.actor_critic import Output, to_env_action
-from jaxrl.networks.initializers import initialize
+from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value, to_env_action
 from jaxrl.objectives import clip
-from jaxrl.ops import minibatches, returns, reward_scaling, schedules, statistics, trees
-from jaxrl.types import (
-    Action,
-    Algorithm,
-    Env,
-    Key,
-    Memory,
-    Metrics,
-    Objective,
-    Observation,
-    PolicyInputs,
-    memoize,
-)
+from jaxrl.ops import losses, minibatches, returns, reward_scaling, schedules, statistics, trees
+from jaxrl.ops.optimizers import Optimizer, adam
+from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Objective, Observation, PolicyInputs, memoize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +111,7 @@ class State:
       opt_state: the optimizer's state.
       actor: environments in progress.
       observation_statistics: running moments of observations, or ().
-      reward_statistics: running moments of the discounted return, or ().
-      discounted_return: return so far of each environment with the training discount, [B], or ().
+      reward_scale: discounted returns and their running moments, or ().
       num_steps: iterations done.
     """
 
@@ -132,22 +120,8 @@ class State:
     opt_state: optax.OptState
     actor: rollout.ActorState
     observation_statistics: PyTree
-    reward_statistics: PyTree
-    discounted_return: PyTree
+    reward_scale: PyTree
     num_steps: Int[Array, ""]
-
-
-Optimizer = Callable[[Hyperparams, Float[Array, ""]], optax.GradientTransformation]
-"""`(hparams, learning_rate) -> transformation`, rebuilt in every step, so that rates stay data."""
-
-
-def adam(hparams: Hyperparams, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
-    """Adam (ε = 1e-5) behind clipping of the global gradient norm to `max_grad_norm`."""
-    return optax.chain(
-        optax.clip_by_global_norm(hparams.max_grad_norm),  # type: ignore[arg-type]
-        optax.scale_by_adam(eps=1e-5),
-        optax.scale(-learning_rate),  # type: ignore[arg-type]
-    )
 
 
 @struct.dataclass
@@ -200,16 +174,17 @@ def ppo(
         raise ValueError(f"Pass a network or set config.network, not both; got {network} and {config.network}.")
     net = network or actor_critic(env.observation_space, env.action_space, **dataclasses.asdict(config.network))
     reset = rollout.Reset(config.reset, config.reset_size)
-    _validate(config, reset, net, objective)
+    validation.counts("ppo", config, ("num_envs", "num_steps", "num_epochs", "num_minibatches"))
+    validation.choices("ppo", config)
+    validation.heads("ppo", objective, net.heads)
+    reset.validate(config.num_envs)
+    minibatches.validate(config.num_steps, config.num_envs, config.num_minibatches, net.recurrent)
     batch_size = config.num_envs * config.num_steps
     precision = config.matmul_precision
 
     def hyperparams(**changes: Any) -> Hyperparams:
-        defaults = Hyperparams(
-            objective=objective.init(jax.random.key(0)),
-            env=env.default_params(),
-            **{name: jnp.float32(value) for name, value in _DEFAULTS.items()},
-        )
+        scalars = {name: jnp.float32(value) for name, value in _DEFAULTS.items()}
+        defaults = Hyperparams(objective.init(jax.random.key(0)), env.default_params(), **scalars)
         if "target_kl" in changes and not config.stop_at_target_kl:
             raise ValueError(
                 f"target_kl = {changes['target_kl']} has no effect while config.stop_at_target_kl = False; "
@@ -226,15 +201,14 @@ def ppo(
         actor = rollout.start(key_actor, env, hparams.env, config.num_envs, memory, reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
         with jax.default_matmul_precision(precision):
-            params = initialize(net, key_params, *_sequence(net, one, net.initial_memory()))
+            params = init_params(net, key_params, one)
         return State(
             key=key,
             params=params,
             opt_state=optimizer(hparams, hparams.learning_rate).init(params),
             actor=actor,
             observation_statistics=statistics.init_statistics(one) if config.normalize_observations else (),
-            reward_statistics=statistics.init_statistics(jnp.float32(0)) if config.normalize_rewards else (),
-            discounted_return=jnp.zeros(config.num_envs, jnp.float32) if config.normalize_rewards else (),
+            reward_scale=reward_scaling.init_scale(config.num_envs) if config.normalize_rewards else (),
             num_steps=jnp.int32(0),
         )
 
@@ -250,7 +224,7 @@ def ppo(
 
         # --- Collect ---------------------------------------------------------------------------------------------
         def look(obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
-            return _apply(net, state.params, see(state, obs), memory, start)
+            return apply_step(net, state.params, see(state, obs), memory, start)
 
         def policy(noise: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
             output, memory = look(obs, memory, start)
@@ -266,23 +240,12 @@ def ppo(
         # --- Estimate --------------------------------------------------------------------------------------------
         obs, next_obs = see(state, batch.obs), see(state, batch.next_obs)
         output, _ = net.apply(state.params, obs, state.actor.memory, batch.start)
-        # The true successor's value, of the next episode's first observation nowhere.
-        flat_obs, flat_memory = trees.flatten_time((next_obs, batch.memory))
-        never = jnp.zeros(batch_size, bool)
-        next_value = _apply(net, state.params, flat_obs, flat_memory, never)[0].value.reshape(batch.reward.shape)
-        reward, reward_statistics, discounted_return = batch.reward, (), ()
+        next_value = successor_value(net, state.params, next_obs, batch.memory)
+        reward, reward_scale = batch.reward, state.reward_scale
         if config.normalize_rewards:
-            reward, reward_statistics, discounted_return = reward_scaling.scale_rewards(
-                state.reward_statistics, state.discounted_return, reward, batch.ended, hparams.gamma
-            )
+            reward, reward_scale = reward_scaling.scale_rewards(reward_scale, reward, batch.ended, hparams.gamma)
         advantage = returns.gae(
-            reward,
-            output.value,
-            next_value,
-            batch.terminated,
-            batch.truncated,
-            hparams.gamma,
-            hparams.gae_lambda,
+            reward, output.value, next_value, batch.terminated, batch.truncated, hparams.gamma, hparams.gae_lambda
         )
         samples = _Sample(
             obs=obs,
@@ -291,7 +254,7 @@ def ppo(
             log_prob=output.policy.log_prob(batch.action),
             policy=output.policy,
             value=output.value,
-            advantage=_standardize(advantage) if config.normalize_advantage == "batch" else advantage,
+            advantage=statistics.standardize(advantage) if config.normalize_advantage == "batch" else advantage,
             target=advantage + output.value,
         )
         metrics["value/explained_variance"] = statistics.explained_variance(output.value, samples.target)
@@ -315,71 +278,39 @@ def ppo(
             return (*learned, stopped), info
 
         def epoch(carry: Any, key: Key) -> tuple[Any, Metrics]:
-            parts = minibatches.shuffled(
-                key,
-                samples,
-                state.actor.memory,
-                config.num_minibatches,
-                whole_sequences=net.recurrent,
-            )
+            parts = minibatches.shuffled(key, samples, state.actor.memory, config.num_minibatches, net.recurrent)
             return jax.lax.scan(update, carry, parts)
 
         carry = (state.params, state.opt_state, jnp.bool_(False))
         (params, opt_state, _), info = jax.lax.scan(epoch, carry, keys_epoch)
         metrics |= jax.tree.map(jnp.mean, info)
 
-        observation_statistics = state.observation_statistics
+        seen = state.observation_statistics
         if config.normalize_observations:
             # After the update, so that the ratio is 1 in the first epoch.
-            observation_statistics = statistics.update_statistics(observation_statistics, batch.obs, 2)
-        state = State(
-            key=key,
-            params=params,
-            opt_state=opt_state,
-            actor=actor,
-            observation_statistics=observation_statistics,
-            reward_statistics=reward_statistics,
-            discounted_return=discounted_return,
-            num_steps=state.num_steps + 1,
-        )
-        return state, metrics
+            seen = statistics.update_statistics(seen, batch.obs, 2)
+        return State(key, params, opt_state, actor, seen, reward_scale, state.num_steps + 1), metrics
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
-            output, memory = net.apply(state.params, *_sequence(net, see(state, obs), memory))
+            output, memory = apply_one(net, state.params, see(state, obs), memory)
         action = output.policy.mode() if key is None else output.policy.sample(key)
-        if net.recurrent:
-            action, memory = (
-                jax.tree.map(lambda x: x[0, 0], action),
-                jax.tree.map(lambda x: x[0], memory),
-            )
         return to_env_action(env.action_space, action), memory
 
     return Algorithm(
-        init=init,
-        step=step,
-        act=act,
-        hyperparams=hyperparams,
-        initial_memory=net.initial_memory,
-        env_steps=batch_size,
-        name="ppo",
-        env=env,
-        config=config,
+        init, step, act, hyperparams, net.initial_memory, env_steps=batch_size, name="ppo", env=env, config=config
     )
 
 
 def _loss(
-    output: Output,
-    sample: _Sample,
-    objective: Objective,
-    hparams: Hyperparams,
-    config: Config,
-    progress: Array,
+    output: Output, sample: _Sample, objective: Objective, hparams: Hyperparams, config: Config, progress: Array
 ) -> tuple[Array, Metrics]:
     """The loss of one minibatch and its metrics."""
     log_prob = output.policy.log_prob(sample.action)
     entropy = output.policy.entropy()
-    advantage = _standardize(sample.advantage) if config.normalize_advantage == "minibatch" else sample.advantage
+    advantage = (
+        statistics.standardize(sample.advantage) if config.normalize_advantage == "minibatch" else sample.advantage
+    )
     inputs = PolicyInputs(
         log_prob=log_prob,
         behavior_log_prob=sample.log_prob,
@@ -391,96 +322,31 @@ def _loss(
         progress=progress,
     )
     policy_loss, metrics = objective.loss(hparams.objective, inputs)
-    error = jnp.square(output.value - sample.target)
     if config.clip_value:
-        moved = jnp.clip(output.value - sample.value, -hparams.value_clip, hparams.value_clip)
-        error = jnp.maximum(error, jnp.square(sample.value + moved - sample.target))
-    value_loss = 0.5 * jnp.mean(error)
+        value_loss = losses.clipped_value_loss(output.value, sample.target, sample.value, hparams.value_clip)
+    else:
+        value_loss = losses.value_loss(output.value, sample.target)
     mean_entropy = jnp.mean(entropy)
-    log_ratio = log_prob - sample.log_prob
     metrics |= {
         "loss/policy": policy_loss,
         "loss/value": value_loss,
         "policy/entropy": mean_entropy,
-        # Schulman's low-variance estimate of KL(old ‖ new): E[(r - 1) - log r].
-        "policy/kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
+        "policy/kl": losses.approximate_kl(log_prob, sample.log_prob),
     }
-    return (
-        policy_loss + hparams.value_coef * value_loss - hparams.entropy_coef * mean_entropy,
-        metrics,
-    )
+    return policy_loss + hparams.value_coef * value_loss - hparams.entropy_coef * mean_entropy, metrics
 
 
-def _standardize(x: Array) -> Array:
-    return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
-
-
-def _sequence(net: ActorCritic, obs: Observation, memory: Memory) -> tuple[Any, Memory, Any]:
-    """One observation as the network wants it: as it is, or [1, 1, ...] with memory [1, ...]."""
-    if not net.recurrent:
-        return obs, (), None
-    expand = jax.tree.map(lambda x: x[None, None], obs)
-    return expand, jax.tree.map(lambda x: x[None], memory), jnp.zeros((1, 1), bool)
-
-
-def _apply(net: ActorCritic, params: PyTree, obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
-    """Applies the network to one time step of a batch: obs [B, ...], memory [B, ...], start [B]."""
-    if not net.recurrent:
-        return net.apply(params, obs)  # type: ignore[return-value]
-    output, memory = net.apply(params, jax.tree.map(lambda x: x[None], obs), memory, start[None])  # type: ignore[misc]
-    return jax.tree.map(lambda x: x[0], output), memory
-
-
-def _validate(config: Config, reset: rollout.Reset, net: ActorCritic, objective: Objective) -> None:
-    for name in ("num_envs", "num_steps", "num_epochs", "num_minibatches"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1; got {name} = {getattr(config, name)}.")
-    batch_size = config.num_envs * config.num_steps
-    if net.recurrent and config.num_envs % config.num_minibatches:
-        raise ValueError(
-            "With a recurrent network whole environments are shuffled, so num_envs must be divisible by "
-            f"num_minibatches; got num_envs = {config.num_envs}, num_minibatches = {config.num_minibatches}."
-        )
-    if batch_size % config.num_minibatches:
-        raise ValueError(
-            f"num_envs * num_steps must be divisible by num_minibatches; got {config.num_envs} * {config.num_steps} "
-            f"= {batch_size} and num_minibatches = {config.num_minibatches}."
-        )
-    choices = {
-        "normalize_advantage": ("minibatch", "batch", "none"),
-        "schedule": tuple(schedules.SCHEDULES),
-        "matmul_precision": ("float32", "tensorfloat32", "bfloat16"),
-    }
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}; got {name} = {getattr(config, name)!r}.")
-    reset.validate(config.num_envs)
-    if missing := set(objective.heads) - set(net.heads):
-        raise ValueError(
-            f"The objective {objective.name!r} needs the heads {sorted(missing)}, which the network lacks: "
-            f"pass network=actor_critic(..., heads={objective.heads})."
-        )
-
-
-_DEFAULTS = {
-    "learning_rate": 2.5e-4,
-    "gamma": 0.99,
-    "gae_lambda": 0.95,
-    "entropy_coef": 0.01,
-    "value_coef": 0.5,
-    "value_clip": 0.2,
-    "max_grad_norm": 0.5,
-    "target_kl": 0.02,
-    "horizon": float("inf"),
+_LEAVES = {
+    # name: (default, least, greatest)
+    "learning_rate": (2.5e-4, 0.0, math.inf),
+    "gamma": (0.99, 0.0, 1.0),
+    "gae_lambda": (0.95, 0.0, 1.0),
+    "entropy_coef": (0.01, -math.inf, math.inf),
+    "value_coef": (0.5, 0.0, math.inf),
+    "value_clip": (0.2, 0.0, math.inf),
+    "max_grad_norm": (0.5, 1e-12, math.inf),
+    "target_kl": (0.02, 0.0, math.inf),
+    "horizon": (math.inf, 1.0, math.inf),
 }
-
-_RANGES = {
-    "learning_rate": (0.0, float("inf")),
-    "gamma": (0.0, 1.0),
-    "gae_lambda": (0.0, 1.0),
-    "value_coef": (0.0, float("inf")),
-    "value_clip": (0.0, float("inf")),
-    "max_grad_norm": (1e-12, float("inf")),
-    "target_kl": (0.0, float("inf")),
-    "horizon": (1.0, float("inf")),
-}
+_DEFAULTS = {name: default for name, (default, _, _) in _LEAVES.items()}
+_RANGES = {name: (least, greatest) for name, (_, least, greatest) in _LEAVES.items()}

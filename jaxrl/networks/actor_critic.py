@@ -4,16 +4,17 @@ import dataclasses
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxrl import spaces
-from jaxrl.networks.initializers import orthogonal
+from jaxrl.networks.initializers import initialize, orthogonal
 from jaxrl.networks.recurrent import CORES
 from jaxrl.networks.torsos import MLP, Encoder, activation_function
-from jaxrl.ops import distributions
-from jaxrl.types import Memory, memoize
+from jaxrl.ops import distributions, trees
+from jaxrl.types import Key, Memory, Observation, memoize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +158,84 @@ class ActorCritic(nn.Module):
         if self.policy == "tanh_gaussian":
             return distributions.TanhGaussian(mean, log_std, -1.0, 1.0)
         return distributions.Gaussian(mean, log_std)
+
+
+def init_params(net: ActorCritic, key: Key, obs: Observation) -> PyTree:
+    """Draws a network's parameters.
+
+    Args:
+      net: the network.
+      key: a random key.
+      obs: one observation; only its shapes matter.
+
+    Returns:
+      What `apply_one`, `apply_step` and `net.apply` take.
+    """
+    return initialize(net, key, *_inputs_of_one(net, obs, net.initial_memory()))
+
+
+def apply_one(net: ActorCritic, params: PyTree, obs: Observation, memory: Memory) -> tuple[Output, Memory]:
+    """Applies a network to one observation of one environment, as acting does.
+
+    Args:
+      net: the network.
+      params: its parameters.
+      obs: an observation, no leading axes.
+      memory: what it remembers; where an episode starts, `net.initial_memory()`.
+
+    Returns:
+      The output, batch shape (), and the memory after the observation.
+    """
+    output, memory = net.apply(params, *_inputs_of_one(net, obs, memory))  # type: ignore[misc]
+    if not net.recurrent:
+        return output, memory
+    return jax.tree.map(lambda x: x[0, 0], output), jax.tree.map(lambda x: x[0], memory)
+
+
+def apply_step(
+    net: ActorCritic, params: PyTree, obs: Observation, memory: Memory, start: Bool[Array, " B"]
+) -> tuple[Output, Memory]:
+    """Applies a network to one time step of a batch of environments.
+
+    Args:
+      net: the network.
+      params: its parameters.
+      obs: observations [B, ...].
+      memory: before them, leaves [B, ...].
+      start: whether they are the first of an episode.
+
+    Returns:
+      The outputs [B], and the memory after the observations.
+    """
+    if not net.recurrent:
+        return net.apply(params, obs)  # type: ignore[return-value]
+    output, memory = net.apply(params, jax.tree.map(lambda x: x[None], obs), memory, start[None])  # type: ignore[misc]
+    return jax.tree.map(lambda x: x[0], output), memory
+
+
+def successor_value(net: ActorCritic, params: PyTree, next_obs: Observation, memory: Memory) -> Float[Array, " T B"]:
+    """Values the true successors of a rollout's steps: those of the next episode's first observation nowhere.
+
+    Args:
+      net: the network.
+      params: its parameters.
+      next_obs: the successor observation of each step, leaves [T, B, ...].
+      memory: after each step's own observation, leaves [T, B, ...].
+
+    Returns:
+      V(s'), [T, B].
+    """
+    shape = jax.tree.leaves(next_obs)[0].shape[:2]
+    flat_obs, flat_memory = trees.flatten_time((next_obs, memory))
+    never = jnp.zeros(shape[0] * shape[1], bool)
+    return apply_step(net, params, flat_obs, flat_memory, never)[0].value.reshape(shape)
+
+
+def _inputs_of_one(net: ActorCritic, obs: Observation, memory: Memory) -> tuple[Any, ...]:
+    """One observation as the network wants it: as it is, or [1, 1, ...] with memory [1, ...]."""
+    if not net.recurrent:
+        return (obs,)
+    return jax.tree.map(lambda x: x[None, None], obs), jax.tree.map(lambda x: x[None], memory), jnp.zeros((1, 1), bool)
 
 
 def to_env_action(space: spaces.Space, action: Any) -> Any:

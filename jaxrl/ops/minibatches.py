@@ -17,6 +17,24 @@ def permutation(key: jax.Array, size: int) -> Int[Array, " N"]:
     return jnp.argsort(jax.random.bits(key, (size,))).astype(jnp.int32)
 
 
+def validate(num_steps: int, num_envs: int, num_minibatches: int, whole_sequences: bool) -> None:
+    """Checks that a rollout of T steps in B environments splits evenly; arguments as `shuffled` has them.
+
+    Raises:
+      ValueError: it does not.
+    """
+    if whole_sequences and num_envs % num_minibatches:
+        raise ValueError(
+            "With a recurrent network whole environments are shuffled, so num_envs must be divisible by "
+            f"num_minibatches; got num_envs = {num_envs}, num_minibatches = {num_minibatches}."
+        )
+    if num_envs * num_steps % num_minibatches:
+        raise ValueError(
+            f"num_envs * num_steps must be divisible by num_minibatches; got {num_envs} * {num_steps} = "
+            f"{num_envs * num_steps} and num_minibatches = {num_minibatches}."
+        )
+
+
 def shuffled(key: jax.Array, samples: Any, memory: Any, num_minibatches: int, whole_sequences: bool) -> tuple[Any, Any]:
     """Shuffles a rollout and splits it into minibatches.
 

@@ -46,10 +46,7 @@ def gae(
     Returns:
       A_t; `A + value` is the λ-return on which the value function is trained.
     """
-    gamma, gae_lambda = _broadcast(gamma, reward), _broadcast(gae_lambda, reward)
-    delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
-    decay = jnp.where(terminated | truncated, 0.0, gamma * gae_lambda)
-    return _accumulate(delta, decay, jnp.zeros_like(delta[0]))
+    return _sum_errors(reward, value, next_value, terminated, truncated, gamma, gae_lambda)
 
 
 def lambda_returns(
@@ -166,17 +163,13 @@ def vtrace(
     Returns:
       The targets v_t and the advantages A_t of the policy gradient, the weight ρ_t included.
     """
-    gamma, trace_lambda = _broadcast(gamma, reward), _broadcast(trace_lambda, reward)
     ratio = jnp.exp(log_ratio)
     rho = jnp.minimum(_broadcast(clip_rho, reward), ratio)
-    trace = trace_lambda * jnp.minimum(_broadcast(clip_c, reward), ratio)
-    ended = terminated | truncated
+    trace = _broadcast(trace_lambda, reward) * jnp.minimum(_broadcast(clip_c, reward), ratio)
+    target = value + _sum_errors(reward, value, next_value, terminated, truncated, gamma, trace, rho)
     bootstrap = jnp.where(terminated, 0.0, next_value)
-    delta = rho * (reward + gamma * bootstrap - value)
-    correction = _accumulate(delta, jnp.where(ended, 0.0, gamma * trace), jnp.zeros_like(delta[0]))
-    target = value + correction
-    successor = jnp.where(ended, bootstrap, _shift(target, bootstrap[-1]))
-    return target, rho * (reward + gamma * successor - value)
+    successor = jnp.where(terminated | truncated, bootstrap, _shift(target, bootstrap[-1]))
+    return target, rho * (reward + _broadcast(gamma, reward) * successor - value)
 
 
 def retrace(
@@ -210,12 +203,9 @@ def retrace(
     Returns:
       G_t.
     """
-    gamma, trace_lambda = _broadcast(gamma, reward), _broadcast(trace_lambda, reward)
-    trace = trace_lambda * jnp.minimum(1.0, jnp.exp(log_ratio))
-    delta = reward + gamma * jnp.where(terminated, 0.0, next_state_value) - q_value
+    trace = _broadcast(trace_lambda, reward) * jnp.minimum(1.0, jnp.exp(log_ratio))
     next_trace = _shift(trace, jnp.zeros_like(trace[0]))
-    decay = jnp.where(terminated | truncated, 0.0, gamma * next_trace)
-    return q_value + _accumulate(delta, decay, jnp.zeros_like(delta[0]))
+    return q_value + _sum_errors(reward, q_value, next_state_value, terminated, truncated, gamma, next_trace)
 
 
 def _broadcast(parameter: ArrayLike, like: Array) -> Array:
@@ -226,6 +216,27 @@ def _broadcast(parameter: ArrayLike, like: Array) -> Array:
 def _shift(x: Float[Array, " T *batch"], last: Float[Array, " *batch"]) -> Array:
     """Row t becomes row t+1; `last` follows the last row."""
     return jnp.concatenate([x[1:], last[None]])
+
+
+def _sum_errors(
+    reward: Float[Array, " T *batch"],
+    value: Float[Array, " T *batch"],
+    next_value: Float[Array, " T *batch"],
+    terminated: Bool[Array, " T *batch"],
+    truncated: Bool[Array, " T *batch"],
+    gamma: ArrayLike,
+    trace: ArrayLike,
+    weight: Float[Array, " T *batch"] | None = None,
+) -> Float[Array, " T *batch"]:
+    """What off-policy and generalized estimates share: y_t = w_t δ_t + γ (1 - ended_t) c_t y_{t+1}, with y_T = 0.
+
+    δ is as in `gae`, c the trace and w the weight of an error, 1 if not given.
+    """
+    gamma, trace = _broadcast(gamma, reward), _broadcast(trace, reward)
+    error = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+    if weight is not None:
+        error = weight * error
+    return _accumulate(error, jnp.where(terminated | truncated, 0.0, gamma * trace), jnp.zeros_like(error[0]))
 
 
 def _accumulate(

@@ -125,5 +125,14 @@ def explained_variance(prediction: Float[Array, "*batch"], target: Float[Array, 
     return jnp.where(varies, 1.0 - ratio, 0.0)
 
 
+def standardize(x: Float[Array, "*batch"], epsilon: float = 1e-8) -> Float[Array, "*batch"]:
+    """Centers and scales a batch by its own moments over all axes: (x - mean) / (std + ε).
+
+    >>> standardize(jnp.array([1.0, 3.0])).tolist()
+    [-1.0, 1.0]
+    """
+    return (x - jnp.mean(x)) / (jnp.std(x) + epsilon)
+
+
 def _to_float(x: Array) -> Array:
     return jnp.asarray(x).astype(jnp.float32)

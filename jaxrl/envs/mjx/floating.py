@@ -1,27 +1,17 @@
 """Ant, Humanoid and HumanoidStandup, whose torso moves freely."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxrl.envs.mjx.tasks import (
-    Numbers,
-    Options,
-    Outcome,
-    Scene,
-    Task,
-    control_cost,
-    reset_normal,
-    reset_uniform,
-    within,
-)
+from jaxrl.envs.mjx import tasks
+from jaxrl.envs.mjx.tasks import Numbers, Options, Outcome, Scene, Task
 
-_INFINITY = float("inf")
-_POSITIONS = {"exclude_current_positions_from_observation": True}
-_END = {"terminate_when_unhealthy": True}
-_HUMANOID = _POSITIONS | {
-    f"include_{part}_in_observation": True for part in ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+_HUMANOID = {
+    **tasks.POSITIONS,
+    **{f"include_{part}_in_observation": True for part in ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")},
 }
 
 
@@ -34,8 +24,7 @@ def _contact_forces(data: Any, numbers: Numbers) -> Array:
 
 
 def _observe_ant(data: Any, scene: Scene, numbers: Numbers, options: Options) -> Array:
-    skip = 2 if options["exclude_current_positions_from_observation"] else 0
-    parts = [data.qpos[skip:], data.qvel]
+    parts = tasks.proprioception(data, options, num_excluded=2)
     if options["include_cfrc_ext_in_observation"]:
         parts.append(_contact_forces(data, numbers)[1:].ravel())
     return jnp.concatenate(parts)
@@ -60,7 +49,7 @@ def _judge_ant(data: Any, before: Array, action: Array, scene: Scene, numbers: N
     finite = jnp.all(jnp.isfinite(data.qpos)) & jnp.all(jnp.isfinite(data.qvel))
     healthy = finite & (low <= data.qpos[2]) & (data.qpos[2] <= high)
     forward, info = _walk(data, _track_torso(data, scene, options), before, scene, numbers)
-    survive, control = healthy * numbers["healthy_reward"], control_cost(action, numbers)
+    survive, control = healthy * numbers["healthy_reward"], tasks.control_cost(action, numbers)
     contact = numbers["contact_cost_weight"] * jnp.sum(_contact_forces(data, numbers) ** 2)
     info |= {"reward_survive": survive, "reward_ctrl": -control, "reward_contact": -contact}
     return (
@@ -76,8 +65,7 @@ def _track_mass(data: Any, scene: Scene, options: Options) -> Array:
 
 
 def _observe_humanoid(data: Any, scene: Scene, numbers: Numbers, options: Options) -> Array:
-    skip = 2 if options["exclude_current_positions_from_observation"] else 0
-    parts = [data.qpos[skip:], data.qvel]
+    parts = tasks.proprioception(data, options, num_excluded=2)
     optional = {
         "cinert": lambda: data._impl.cinert[1:],
         "cvel": lambda: data.cvel[1:],
@@ -99,9 +87,9 @@ def _tendons(data: Any) -> dict[str, Array]:
 def _judge_humanoid(
     data: Any, before: Array, action: Array, scene: Scene, numbers: Numbers, options: Options
 ) -> Outcome:
-    healthy = within(data.qpos[2], numbers["healthy_z_range"])
+    healthy = tasks.within(data.qpos[2], numbers["healthy_z_range"])
     forward, info = _walk(data, _track_mass(data, scene, options), before, scene, numbers)
-    survive, control = healthy * numbers["healthy_reward"], control_cost(action, numbers)
+    survive, control = healthy * numbers["healthy_reward"], tasks.control_cost(action, numbers)
     contact = _impact(data, numbers["contact_cost_weight"], numbers["contact_cost_range"])
     info |= _tendons(data) | {
         "reward_survive": survive,
@@ -117,7 +105,7 @@ def _judge_humanoid(
 
 def _judge_standup(data: Any, before: None, action: Array, scene: Scene, numbers: Numbers, options: Options) -> Outcome:
     up = numbers["uph_cost_weight"] * data.qpos[2] / scene.model.opt.timestep
-    control = control_cost(action, numbers)
+    control = tasks.control_cost(action, numbers)
     impact = _impact(data, numbers["impact_cost_weight"], numbers["impact_cost_range"])
     info = _tendons(data) | {
         "x_position": data.qpos[0],
@@ -136,7 +124,7 @@ TASKS = {
         5,
         _observe_ant,
         _judge_ant,
-        reset_normal,
+        tasks.reset_normal,
         {
             "forward_reward_weight": 1.0,
             "ctrl_cost_weight": 0.5,
@@ -146,7 +134,7 @@ TASKS = {
             "contact_force_range": (-1.0, 1.0),
             "reset_noise_scale": 0.1,
         },
-        _END | _POSITIONS | {"include_cfrc_ext_in_observation": True, "main_body": 1},
+        {**tasks.END, **tasks.POSITIONS, "include_cfrc_ext_in_observation": True, "main_body": 1},
         _track_torso,
         contact_forces=True,
     ),
@@ -155,17 +143,17 @@ TASKS = {
         5,
         _observe_humanoid,
         _judge_humanoid,
-        reset_uniform,
+        tasks.reset_uniform,
         {
             "forward_reward_weight": 1.25,
             "ctrl_cost_weight": 0.1,
             "contact_cost_weight": 5e-7,
-            "contact_cost_range": (-_INFINITY, 10.0),
+            "contact_cost_range": (-math.inf, 10.0),
             "healthy_reward": 5.0,
             "healthy_z_range": (1.0, 2.0),
             "reset_noise_scale": 1e-2,
         },
-        _END | _HUMANOID,
+        {**tasks.END, **_HUMANOID},
         _track_mass,
         contact_forces=True,
     ),
@@ -174,12 +162,12 @@ TASKS = {
         5,
         _observe_humanoid,
         _judge_standup,
-        reset_uniform,
+        tasks.reset_uniform,
         {
             "uph_cost_weight": 1.0,
             "ctrl_cost_weight": 0.1,
             "impact_cost_weight": 0.5e-6,
-            "impact_cost_range": (-_INFINITY, 10.0),
+            "impact_cost_range": (-math.inf, 10.0),
             "reset_noise_scale": 1e-2,
         },
         _HUMANOID,

@@ -1,26 +1,14 @@
 """Hopper, Walker2d, HalfCheetah and Swimmer, which move in a plane."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxrl.envs.mjx.tasks import (
-    Numbers,
-    Options,
-    Outcome,
-    Scene,
-    Task,
-    control_cost,
-    reset_normal,
-    reset_uniform,
-    within,
-)
-
-_INFINITY = float("inf")
-_POSITIONS = {"exclude_current_positions_from_observation": True}
-_END = {"terminate_when_unhealthy": True}
+from jaxrl.envs.mjx import tasks
+from jaxrl.envs.mjx.tasks import Numbers, Options, Outcome, Scene, Task
 
 
 def _track(num: int) -> Callable[..., Array]:
@@ -31,9 +19,8 @@ def _observe_runner(num_excluded: int, limit: float | None = None) -> Callable[.
     """Positions but the first ones, velocities."""
 
     def observe(data: Any, scene: Scene, numbers: Numbers, options: Options) -> Array:
-        skip = num_excluded if options["exclude_current_positions_from_observation"] else 0
-        velocity = data.qvel if limit is None else jnp.clip(data.qvel, -limit, limit)
-        return jnp.concatenate([data.qpos[skip:], velocity])
+        position, velocity = tasks.proprioception(data, options, num_excluded)
+        return jnp.concatenate([position, velocity if limit is None else jnp.clip(velocity, -limit, limit)])
 
     return observe
 
@@ -41,10 +28,7 @@ def _observe_runner(num_excluded: int, limit: float | None = None) -> Callable[.
 def _judge_runner(data: Any, before: Array, action: Array, scene: Scene, numbers: Numbers, options: Options) -> Outcome:
     """HalfCheetah and Swimmer: forward speed less control; no end."""
     velocity = (data.qpos[: before.shape[0]] - before) / scene.dt
-    forward, control = (
-        numbers["forward_reward_weight"] * velocity[0],
-        control_cost(action, numbers),
-    )
+    forward, control = numbers["forward_reward_weight"] * velocity[0], tasks.control_cost(action, numbers)
     info = {
         "x_position": data.qpos[0],
         "x_velocity": velocity[0],
@@ -62,60 +46,47 @@ def _judge_runner(data: Any, before: Array, action: Array, scene: Scene, numbers
 
 def _judge_planar(data: Any, before: Array, action: Array, scene: Scene, numbers: Numbers, options: Options) -> Outcome:
     """Hopper and Walker2d: forward speed while upright."""
-    healthy = within(data.qpos[1], numbers["healthy_z_range"]) & within(data.qpos[2], numbers["healthy_angle_range"])
+    healthy = tasks.within(data.qpos[1], numbers["healthy_z_range"]) & tasks.within(
+        data.qpos[2], numbers["healthy_angle_range"]
+    )
     if "healthy_state_range" in numbers:
         state = jnp.concatenate([data.qpos[2:], data.qvel])
-        healthy &= jnp.all(within(state, numbers["healthy_state_range"]))
+        healthy &= jnp.all(tasks.within(state, numbers["healthy_state_range"]))
     reward, _, info = _judge_runner(data, before, action, scene, numbers, options)
     survive = healthy * numbers["healthy_reward"]
     info |= {"reward_survive": survive, "z_distance_from_origin": data.qpos[1] - scene.qpos[1]}
     return reward + survive, ~healthy & options["terminate_when_unhealthy"], info
 
 
+def _upright(xml: str, **healthy: tuple[float, float]) -> Task:
+    """Hopper and Walker2d, which differ in the ranges in which they are healthy."""
+    numbers = {
+        "forward_reward_weight": 1.0,
+        "ctrl_cost_weight": 1e-3,
+        "healthy_reward": 1.0,
+        **healthy,
+        "reset_noise_scale": 5e-3,
+    }
+    observe, options = _observe_runner(1, limit=10.0), {**tasks.END, **tasks.POSITIONS}
+    return Task(xml, 4, observe, _judge_planar, tasks.reset_uniform, numbers, options, _track(1))
+
+
 TASKS = {
-    "Hopper-v5": Task(
+    "Hopper-v5": _upright(
         "hopper.xml",
-        4,
-        _observe_runner(1, limit=10.0),
-        _judge_planar,
-        reset_uniform,
-        {
-            "forward_reward_weight": 1.0,
-            "ctrl_cost_weight": 1e-3,
-            "healthy_reward": 1.0,
-            "healthy_state_range": (-100.0, 100.0),
-            "healthy_z_range": (0.7, _INFINITY),
-            "healthy_angle_range": (-0.2, 0.2),
-            "reset_noise_scale": 5e-3,
-        },
-        _END | _POSITIONS,
-        _track(1),
+        healthy_state_range=(-100.0, 100.0),
+        healthy_z_range=(0.7, math.inf),
+        healthy_angle_range=(-0.2, 0.2),
     ),
-    "Walker2d-v5": Task(
-        "walker2d_v5.xml",
-        4,
-        _observe_runner(1, limit=10.0),
-        _judge_planar,
-        reset_uniform,
-        {
-            "forward_reward_weight": 1.0,
-            "ctrl_cost_weight": 1e-3,
-            "healthy_reward": 1.0,
-            "healthy_z_range": (0.8, 2.0),
-            "healthy_angle_range": (-1.0, 1.0),
-            "reset_noise_scale": 5e-3,
-        },
-        _END | _POSITIONS,
-        _track(1),
-    ),
+    "Walker2d-v5": _upright("walker2d_v5.xml", healthy_z_range=(0.8, 2.0), healthy_angle_range=(-1.0, 1.0)),
     "HalfCheetah-v5": Task(
         "half_cheetah.xml",
         5,
         _observe_runner(1),
         _judge_runner,
-        reset_normal,
+        tasks.reset_normal,
         {"forward_reward_weight": 1.0, "ctrl_cost_weight": 0.1, "reset_noise_scale": 0.1},
-        _POSITIONS,
+        tasks.POSITIONS,
         _track(1),
     ),
     "Swimmer-v5": Task(
@@ -123,9 +94,9 @@ TASKS = {
         4,
         _observe_runner(2),
         _judge_runner,
-        reset_uniform,
+        tasks.reset_uniform,
         {"forward_reward_weight": 1.0, "ctrl_cost_weight": 1e-4, "reset_noise_scale": 0.1},
-        _POSITIONS,
+        tasks.POSITIONS,
         _track(2),
     ),
 }

@@ -17,6 +17,8 @@ from jaxrl.types import Key
 
 Numbers = Mapping[str, Any]
 Options = Mapping[str, Any]
+POSITIONS: Options = {"exclude_current_positions_from_observation": True}
+END: Options = {"terminate_when_unhealthy": True}
 Outcome = tuple[Array, Bool[Array, ""] | bool, dict[str, Array]]
 
 
@@ -86,6 +88,12 @@ def reset_normal(key: Key, scene: Scene, numbers: Numbers) -> tuple[Array, Array
     return uniform(key_qpos, scene.qpos, scale), jnp.asarray(scene.qvel) + scale * jax.random.normal(
         key_qvel, scene.qvel.shape
     )
+
+
+def proprioception(data: Any, options: Options, num_excluded: int) -> list[Array]:
+    """Positions, without the first ones if `POSITIONS` says so, and velocities."""
+    skip = num_excluded if options["exclude_current_positions_from_observation"] else 0
+    return [data.qpos[skip:], data.qvel]
 
 
 def within(value: Array, bounds: Array) -> Bool[Array, "..."]:

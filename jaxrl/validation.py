@@ -1,0 +1,72 @@
+"""Checks that many factories make of their arguments, before anything is traced."""
+
+import numbers
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from jaxrl.types import Objective
+
+
+def count(owner: str, name: str, value: Any) -> None:
+    """Checks that a number says how many.
+
+    Args:
+      owner: what the argument belongs to, for the message.
+      name: of the argument.
+      value: what was given.
+
+    Raises:
+      ValueError: it is not a whole number of at least 1.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{owner}: {name} must be a whole number of at least 1; got {name} = {value!r}.")
+
+
+def counts(owner: str, config: Any, names: Iterable[str]) -> None:
+    """Checks some fields of a config as `count` does.
+
+    Args:
+      owner: what the config belongs to, for the message.
+      config: has these attributes.
+      names: of the fields.
+
+    Raises:
+      ValueError: one is not a whole number of at least 1.
+    """
+    for name in names:
+        count(owner, name, getattr(config, name))
+
+
+def choices(owner: str, config: Any) -> None:
+    """Checks every field of a config whose annotation is a `Literal`.
+
+    Args:
+      owner: what the config belongs to, for the message.
+      config: an instance of a dataclass.
+
+    Raises:
+      ValueError: a field has a value that its annotation does not list.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        allowed, value = typing.get_args(hint), getattr(config, name)
+        if typing.get_origin(hint) is Literal and value not in allowed:
+            raise ValueError(f"{owner}: {name} must be one of {', '.join(allowed)}; got {name} = {value!r}.")
+
+
+def heads(owner: str, objective: Objective, present: tuple[tuple[str, int], ...]) -> None:
+    """Checks that a network has the further outputs that an objective reads.
+
+    Args:
+      owner: the algorithm, for the message.
+      objective: with the heads that it needs.
+      present: those of the network, as (name, size).
+
+    Raises:
+      ValueError: one is missing or has another size.
+    """
+    if missing := sorted(set(objective.heads) - set(present)):
+        raise ValueError(
+            f"{owner}: the objective {objective.name!r} needs the heads {missing}, which the network lacks: "
+            f"pass network=actor_critic(..., heads={objective.heads})."
+        )
