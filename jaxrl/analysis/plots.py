@@ -12,11 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from jaxrl.analysis import curves, statistics
+from jaxrl.analysis.style import COLORS, DASHES, tidy
 from jaxrl.runs import Run
 
-# Okabe and Ito's palette: told apart with every kind of color vision, and by the dashes below in print.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)))
 # More lines than this hide the band.
 _MAX_SEED_LINES = 16
 
@@ -68,8 +66,7 @@ def plot_curves(runs: Sequence[Run], path: Path | str, num_points: int = 100, co
         panel.set_xlabel("environment steps of each seed")
         panel.set_ylabel("undiscounted episode return")
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        tidy(panel)
         panel.margins(x=0.01)
         panel.legend(frameon=False, fontsize="small", loc="best")
     for panel in panels[len(envs) :]:
@@ -102,7 +99,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _draw(panel: Any, curve: _Curve, index: int, alone: bool, confidence: float) -> None:
-    color, dash = _COLORS[index % len(_COLORS)], _DASHES[index // len(_COLORS) % len(_DASHES)]
+    color, dash = COLORS[index % len(COLORS)], DASHES[index // len(COLORS) % len(DASHES)]
     values = curve.training.transpose("step", "seed")
     step, num_seeds = values["step"].values, values.sizes["seed"]
     seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
@@ -126,7 +123,7 @@ def _draw(panel: Any, curve: _Curve, index: int, alone: bool, confidence: float)
         played["step"].values[known],
         center[known],
         bars[:, known],
-        color=_COLORS[1],
+        color=COLORS[1],
         fmt="o",
         markersize=5,
         capsize=3,

@@ -355,6 +355,34 @@ def _plot_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _report_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        prog="jaxrl report",
+        description=(
+            "Makes one page of a sweep, or of several sweeps and runs: the best settings and their uncertainty,\n"
+            "learning curves, what matters, tables, configuration. Needs no network to be read."
+        ),
+    )
+    parser.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="folders of sweeps or runs")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="html or md (default DIR/report.html)")
+    _add_help(parser)
+    return parser
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        prog="jaxrl compare",
+        description=(
+            "Says what differs between two runs or sweeps, and whether their scores and learning curves do,\n"
+            "with the test's name, the size of the effect and its interval."
+        ),
+    )
+    parser.add_argument("first", type=Path, metavar="DIR_A", help="folder of a run or sweep")
+    parser.add_argument("second", type=Path, metavar="DIR_B", help="folder of another")
+    _add_help(parser)
+    return parser
+
+
 def _list_parser() -> argparse.ArgumentParser:
     parser = _parser(
         prog="jaxrl list", description="Lists algorithms, or the environments of all suites that are installed."
@@ -382,6 +410,8 @@ COMMANDS: dict[str, _Spec] = {
     "resume": _Spec("continue a run or a sweep, or make a run longer", "train", "resume", _resume_parser),
     "evaluate": _Spec("play episodes with a trained run", "evaluate", "evaluate", _evaluate_parser),
     "plot": _Spec("draw the learning curves of one or several runs", "plot", "plot", _plot_parser),
+    "report": _Spec("make a page of a sweep or of several", "report", "write", _report_parser),
+    "compare": _Spec("say whether two runs or sweeps differ, and in what", "report", "compare", _compare_parser),
     "list": _Spec("list algorithms or environments", "lists", "list_names", _list_parser),
 }
 

@@ -90,6 +90,41 @@ def read_results(path: Path | str) -> xarray.Dataset:
         raise StorageError(f"{file} is damaged: {error}. Remove it; `jaxrl resume {path}` writes it again.") from error
 
 
+def read_any(path: Path | str, num_points: int = 50) -> xarray.Dataset:
+    """The results of a sweep's or a run's folder, in the form of `dataset`; a run has only (seed, step).
+
+    Args:
+      path: the folder.
+      num_points: of a run's curves.
+
+    Raises:
+      ValueError: it is neither, or has no results yet.
+      StorageError: something is damaged.
+    """
+    if (Path(path) / "sweep.json").exists():
+        return read_results(path)
+    run = Run.open(path)
+    metrics, evaluations, ended = run.metrics(), run.evaluations(), _results(Path(path))
+    if not metrics:
+        raise ValueError(f"{path} has no metrics yet: train it for at least one segment.")
+    num_points = min(num_points, metrics.sizes["step"])
+    last = float(metrics["step"].values[-1])
+    variables: dict[str, Any] = {name: (("seed", "step"), rows) for name, rows in _on_points(metrics, num_points)}
+    if evaluations:
+        variables["score"] = (("seed",), _last_score(evaluations))
+    elif "return" in variables:
+        variables["score"] = (("seed",), variables["return"][1][:, -1])
+    if ended:
+        variables["diverged_at"] = (("seed",), _diverged(ended["seeds"]))
+    coords = {
+        "algorithm": str(run.record.get("algorithm", "unknown")),
+        "env": str(run.record.get("env", "unknown")),
+        "seed": np.arange(metrics.sizes["seed"], dtype=np.int32),
+        "step": np.arange(1, num_points + 1) / num_points * last,
+    }
+    return xarray.Dataset(variables, coords, {"record": json.dumps(run.record)})
+
+
 def _of_batch(sweep: Sweep, batch: Batch) -> dict[str, np.ndarray]:
     """Variables of the batch's members, padding left out: [members, points] or [members]."""
     folder, num = sweep.folder(batch), batch.stop - batch.start
@@ -102,13 +137,21 @@ def _of_batch(sweep: Sweep, batch: Batch) -> dict[str, np.ndarray]:
         found |= dict(_on_points(metrics.isel(seed=slice(0, num)), sweep.plan.num_points))
     results = _results(folder)
     if results:
-        at = [row["diverged"] for row in results["seeds"][:num]]
-        found["diverged_at"] = np.array([np.nan if value is None else value for value in at], np.float32)
+        found["diverged_at"] = _diverged(results["seeds"][:num])
     evaluations = run.evaluations()
     if evaluations:
-        last = evaluations.isel(step=-1, seed=slice(0, num))
-        found["score"] = last["returns"].where(last["finished"].astype(bool)).mean("episode").values.astype(np.float32)
+        found["score"] = _last_score(evaluations)[:num]
     return found
+
+
+def _diverged(rows: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([np.nan if row["diverged"] is None else row["diverged"] for row in rows], np.float32)
+
+
+def _last_score(evaluations: xarray.Dataset) -> np.ndarray:
+    """Mean return of the finished episodes of the last evaluation, [members]."""
+    last = evaluations.isel(step=-1)
+    return last["returns"].where(last["finished"].astype(bool)).mean("episode").values.astype(np.float32)
 
 
 def _on_points(metrics: xarray.Dataset, num_points: int) -> Iterator[tuple[str, np.ndarray]]:
