@@ -7,12 +7,13 @@ from typing import Any as _Any
 from jaxrl._version import __version__
 
 if _TYPE_CHECKING:
-    from jaxrl import envs, networks, objectives, ops, wrappers
+    from jaxrl import envs, networks, objectives, ops, sweeps, wrappers
     from jaxrl.algorithms.ppo import ppo
     from jaxrl.envs import list_envs, make_env
     from jaxrl.evaluation import Episodes, evaluate
     from jaxrl.meta.population import population
     from jaxrl.networks import actor_critic
+    from jaxrl.sweeps import sweep
     from jaxrl.training import advance, train
     from jaxrl.types import Algorithm, Env, EnvStep, Objective
 
@@ -30,9 +31,10 @@ _HOME = {
     "make_env": "jaxrl.envs",
     "population": "jaxrl.meta.population",
     "ppo": "jaxrl.algorithms.ppo",
+    "sweep": "jaxrl.sweeps",
     "train": "jaxrl.training",
 }
-_MODULES = ("envs", "networks", "objectives", "ops", "wrappers")
+_MODULES = ("envs", "networks", "objectives", "ops", "sweeps", "wrappers")
 
 __all__ = [
     "Algorithm",
@@ -52,6 +54,8 @@ __all__ = [
     "ops",
     "population",
     "ppo",
+    "sweep",
+    "sweeps",
     "train",
     "wrappers",
 ]

@@ -1,10 +1,14 @@
 """Times jaxrl and writes a CSV with machine and versions.
 
     scripts/bench.py --suite cpu                     PPO on CartPole, Breakout and hopper for 1 and 16 seeds
+    scripts/bench.py --suite layouts                 members over devices and in chunks, CartPole and Breakout
     scripts/bench.py --suite resets                  what fresh, pooled and cached resets cost
     scripts/bench.py --suite curves                  learning curves of 10 seeds, for docs/benchmarks.md
     scripts/bench.py --suite gpu                     every GPU measurement, under 8 minutes on one GPU
     scripts/bench.py --suite smoke                   tiny sizes, to see that it works
+
+Seeds are laid out over the cores as `jaxrl train` and the sweeps do it (`jaxrl.meta.layout`); `--cores 1` gives one
+device, as in a program that only calls `jax.vmap`.
 
 Each row: seconds to compile (lowering included, no persistent cache), seconds of one run (median of `--repeats`),
 environment steps per second over all seeds, bytes of the compiled program, and the same environments stepped alone with
@@ -39,7 +43,9 @@ import jaxrl
 from jaxrl import rollout, spaces
 from jaxrl.algorithms import ppo
 from jaxrl.envs.registry import installed
+from jaxrl.meta.layout import choose_layout
 from jaxrl.networks import NetworkConfig
+from jaxrl.ops.members import over_members
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,16 +173,19 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     agent, hparams, num_steps = build(case)
     env = jaxrl.make_env(case.env)
     keys = jax.random.split(jax.random.key(0), case.num_seeds)
-    run = jax.vmap(jaxrl.train(agent, num_steps), (0, None))
+    layout = choose_layout(agent, hparams, case.num_seeds)
+    run = over_members(jaxrl.train(agent, num_steps), (0, None), *layout)
     timing = timed(run, (keys, hparams), repeats)
     transitions = num_steps * agent.env_steps * case.num_seeds
     alone_steps = max(case.config.num_steps, min(1_000, 2_000_000 // (case.config.num_envs * case.num_seeds)))
-    alone = step_alone(env, case.num_seeds, case.config.num_envs, alone_steps, rollout.Reset())
-    alone_seconds = timed(alone, (jax.random.key(1),), repeats).seconds
+    alone = over_members(step_alone(env, 1, case.config.num_envs, alone_steps, rollout.Reset()), (0,), *layout)
+    alone_seconds = timed(alone, (keys,), repeats).seconds
     limit = alone_steps * case.config.num_envs * case.num_seeds / alone_seconds
     return {
         "case": case.name.strip(),
         "num_seeds": case.num_seeds,
+        "num_devices": layout.num_devices,
+        "chunk": layout.chunk,
         "steps_per_seed": num_steps * agent.env_steps,
         "compile_seconds": round(timing.compile_seconds, 2),
         "run_seconds": round(timing.seconds, 3),
@@ -185,6 +194,33 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         "env_alone_steps_per_second": round(limit),
         "share_of_env_alone": round(transitions / timing.seconds / limit, 4),
     }
+
+
+def measure_layouts(only: str, repeats: int, shrink: int = 1) -> Iterator[dict[str, Any]]:
+    """The same members over one device and over all, in chunks of several sizes."""
+    for settings, num_seeds, total_steps in ((CARTPOLE, 64, 16_384), (BREAKOUT, 8, 65_536)):
+        case = Case(num_seeds=num_seeds, total_steps=total_steps // shrink, **settings)
+        if only not in case.name:
+            continue
+        agent, hparams, num_steps = build(case)
+        chosen = choose_layout(agent, hparams, num_seeds)
+        keys = jax.random.split(jax.random.key(0), num_seeds)
+        for num_devices, chunk in itertools.product(sorted({1, jax.device_count()}), (1, 2, 4, 8, 16, 32, 64)):
+            if num_seeds % num_devices or chunk > num_seeds // num_devices:
+                continue
+            run = over_members(jaxrl.train(agent, num_steps), (0, None), num_devices, chunk)
+            timing = timed(run, (keys, hparams), repeats)
+            yield {
+                "case": f"{case.name}on {num_devices}, {chunk} at a time",
+                "num_seeds": num_seeds,
+                "num_devices": num_devices,
+                "chunk": chunk,
+                "chosen": (num_devices, chunk) == tuple(chosen),
+                "compile_seconds": round(timing.compile_seconds, 2),
+                "run_seconds": round(timing.seconds, 3),
+                "steps_per_second": round(num_steps * agent.env_steps * num_seeds / timing.seconds),
+                "program_bytes": timing.program_bytes,
+            }
 
 
 ACROBOT = {**CARTPOLE, "env": "gymnax/Acrobot-v1"}
@@ -284,18 +320,22 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("cpu", "gpu", "resets", "curves", "smoke"), default="smoke")
+    parser.add_argument("--suite", choices=("cpu", "gpu", "layouts", "resets", "curves", "smoke"), default="smoke")
     parser.add_argument("--only", default="", help="measure only cases whose name contains this")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU devices (default: one a core)")
     parser.add_argument("--budget", type=float, default=460.0, help="seconds after which no new case is begun")
     parser.add_argument("--out", type=Path, default=Path("bench.csv"))
     arguments = parser.parse_args()
 
     # Compiling is measured too, so nothing compiled before may be used.
     jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_num_cpu_devices", arguments.cores)
     began, here, rows = time.perf_counter(), machine(), []
     if arguments.suite == "resets":
         results: Iterator[dict[str, Any]] = measure_resets(arguments.only, arguments.repeats)
+    elif arguments.suite == "layouts":
+        results = measure_layouts(arguments.only, arguments.repeats)
     elif arguments.suite == "curves":
         results = measure_curves(arguments.only)
     else:

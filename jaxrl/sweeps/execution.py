@@ -436,7 +436,16 @@ def _record(plan: Plan, eval_episodes: int, entries: dict[str, Any]) -> dict[str
         **entries,
     }
     # As it will be read again: tuples are lists.
-    return json.loads(json.dumps({"schema": SCHEMA, "sweep": runs.plain(what), "groups": groups}))
+    return json.loads(
+        json.dumps(
+            {
+                "schema": SCHEMA,
+                "sweep": runs.plain(what),
+                "defaults": {name: value for name, value in runs.plain(plan.defaults).items() if value is not None},
+                "groups": groups,
+            }
+        )
+    )
 
 
 def _write_settings(path: Path, plan: Plan) -> None:

@@ -151,6 +151,7 @@ class Plan:
       total_steps: environment steps of each member, at least.
       num_points: of the curves in the result.
       fixed: values of names that are the same in all settings.
+      defaults: of the swept names, in the first pair; a name without one number or text is left out.
       free_bytes: of memory, when the plan was made; None where nothing tells.
     """
 
@@ -162,6 +163,7 @@ class Plan:
     total_steps: int
     num_points: int
     fixed: dict[str, Any]
+    defaults: dict[str, Any]
     free_bytes: int | None
 
     @property
@@ -223,8 +225,10 @@ def make_plan(
     free = memory.available()
     pairs: dict[tuple[str, str], Settings] = {}
     groups: list[Group] = []
+    defaults: dict[str, Any] = {}
     for learner, (label, env) in itertools.product(_learners(algorithms), _envs(environments)):
-        settings, rows = _settings(learner, env, space, fixed)
+        settings, rows, found = _settings(learner, env, space, fixed)
+        defaults = defaults or {name: found[name] for name in space.names if name in found}
         pairs[learner.name, label] = settings
         _check_size(len(pairs) * len(settings.rows) * num_seeds, settings, num_seeds)
         for config, members in _by_config(rows):
@@ -237,7 +241,7 @@ def make_plan(
             )
             groups.append(_packed(group, free, max_batch, layout))
     num_points = min([num_points, *(group.iterations for group in groups)])
-    return Plan(space, pairs, tuple(groups), num_seeds, seed, total_steps, num_points, fixed, free)
+    return Plan(space, pairs, tuple(groups), num_seeds, seed, total_steps, num_points, fixed, defaults, free)
 
 
 def fitted(layout: Layout, width: int) -> Layout:
@@ -331,12 +335,14 @@ def _labelled(kind: str, given: Any, make: Callable[[str | None, Any], Any], lab
     return made
 
 
-def _settings(learner: Learner, env: Env, space: Space, fixed: dict[str, Any]) -> tuple[Settings, list[dict[str, Any]]]:
-    """The settings of one pair, and for each all that it sets."""
+def _settings(
+    learner: Learner, env: Env, space: Space, fixed: dict[str, Any]
+) -> tuple[Settings, list[dict[str, Any]], dict[str, Any]]:
+    """The settings of one pair, for each all that it sets, and the defaults."""
     config_fields = {CONFIG + name: value for name, value in flat_config(learner.config).items()}
     member = learner.factory(env, config=learner.config)
     leaves = trees.named_leaves(member.hyperparams())
-    defaults = {name: np.asarray(leaf).item() for name, leaf in leaves.items() if not np.ndim(leaf)}
+    defaults = {name: _number(leaf) for name, leaf in leaves.items() if not np.ndim(leaf)}
     defaults |= config_fields | fixed | {"algorithm": learner.name, "env": env.name}
     settings = expand(space, defaults)
     known = {*config_fields, *leaves}
@@ -347,7 +353,7 @@ def _settings(learner: Learner, env: Env, space: Space, fixed: dict[str, Any]) -
                 f"{_unknown('hyperparameter or field of the config', name, known)} ({learner.name} on {env.name}; "
                 'a condition such as "name=... if algorithm == ppo" sweeps a name in one of several.)'
             )
-    return settings, [{**fixed, **row} for row in settings.rows]
+    return settings, [{**fixed, **row} for row in settings.rows], defaults
 
 
 def _by_config(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[int]]]:
@@ -452,6 +458,12 @@ def _leaf(name: str, value: Any, like: Any) -> np.ndarray:
         return np.broadcast_to(array.astype(like.dtype), np.shape(like))
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be {like.dtype} of shape {np.shape(like)}; got {value!r}.") from None
+
+
+def _number(leaf: Any) -> Any:
+    """A scalar leaf as a person would write it: the shortest number that gives the float32, 0.00025."""
+    value = np.asarray(leaf)[()]
+    return float(str(value)) if isinstance(value, np.floating) else value.item()
 
 
 def _fields(template: Hyperparams, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jaxrl
 from jaxrl.algorithms import ppo
 from jaxrl.algorithms.registry import ALGORITHMS
+from jaxrl.meta.pbt import Range, pbt
 from jaxrl.networks import NetworkConfig
 from jaxrl.objectives import Clip
 from jaxrl.types import Algorithm
@@ -75,6 +76,7 @@ _PPO_OPTIONS = {
     "reset_size": 2,
     "network": NetworkConfig(hidden=(8,), activation="relu"),
 }
+_PBT_RANGES = {"learning_rate": Range(1e-3, 1e-1), "objective.clip": Range(0.01, 0.4)}
 _CPU = {"matmul_precision": "one precision only on a CPU"}
 
 CASES = {
@@ -92,6 +94,13 @@ CASES = {
     "ppo-population": Case(
         "ppo",
         lambda **config: jaxrl.population(_ppo("probe/Credit")(**config), 3),
+        _PPO_HPARAMS,
+        {},
+        _CPU,
+    ),
+    "ppo-pbt-population": Case(
+        "ppo",
+        lambda **config: pbt(_ppo("probe/Credit")(**config), 3, _PBT_RANGES, interval=2, truncation=0.34),
         _PPO_HPARAMS,
         {},
         _CPU,

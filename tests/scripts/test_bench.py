@@ -45,6 +45,16 @@ def test_every_case_can_be_built(suite):
             assert num_steps * agent.env_steps <= case.total_steps < (num_steps + 1) * agent.env_steps, case.name
 
 
+def test_layouts_have_a_row_for_each_chunk(monkeypatch):
+    monkeypatch.setattr(bench, "BREAKOUT", {**bench.CARTPOLE, "config": TINY})
+    monkeypatch.setattr(bench, "CARTPOLE", {"env": "probe/Credit", "config": TINY})
+    monkeypatch.setattr(bench, "timed", lambda *arguments: bench.Timing(2.0, [0.5], 100))
+    rows = list(bench.measure_layouts("Credit", repeats=1, shrink=128))
+    assert [row["chunk"] for row in rows if row["num_devices"] == 1] == [1, 2, 4, 8, 16, 32, 64]
+    assert sum(row["chosen"] for row in rows) == 1
+    assert all(row["steps_per_second"] == 64 * 128 / 0.5 for row in rows)
+
+
 def test_resets_have_a_row_for_each_mode(monkeypatch):
     monkeypatch.setattr(bench, "RESET_ENVS", ("probe/Credit", "probe/Memory"))
     rows = list(bench.measure_resets("Credit", repeats=1, num_envs=4, num_steps=3))
