@@ -57,9 +57,10 @@ TASKS = {
         (("memory", "gru"), ("memory_size", 32)),
         (("learning_rate", 2e-3),),
     ),
-    # Values are near 100 there without a scale: clipping them to 0.2 around what they were would hold them back.
+    # The cart drifts to the end of its rail over hundreds of steps: with gamma = 0.99 nobody sees that coming, and some
+    # seeds stay at 600. Values near 100 must not be clipped to 0.2 around what they were.
     "brax/inverted_pendulum": Task(
-        2_000_000,
+        1_000_000,
         950,
         800,
         ppo.Config(
@@ -70,7 +71,7 @@ TASKS = {
             normalize_observations=True,
             normalize_rewards=True,
         ),
-        hparams=(("learning_rate", 1e-3), ("entropy_coef", 0.0)),
+        hparams=(("learning_rate", 1e-3), ("entropy_coef", 0.0), ("gamma", 0.997)),
     ),
     # With gamma = 0.99 it ends at 400 to 900: falling forward pays as soon as standing does.
     "brax/hopper": Task(
