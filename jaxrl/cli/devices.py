@@ -1,5 +1,6 @@
 """One CPU device a core, so that members of a population run side by side."""
 
+import contextlib
 import os
 
 import jax
@@ -15,4 +16,6 @@ def use_all_cores(at_least: int = 1) -> None:
         return
     if jax.config.values["jax_num_cpu_devices"] in (-1, None):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", max(cores, at_least))
+        # Within a program that has computed before, its devices stay as they are.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", max(cores, at_least))
