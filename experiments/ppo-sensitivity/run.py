@@ -21,6 +21,7 @@ TASKS = (
 
 
 def main() -> None:
+    """Runs the sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ppo-sensitivity"))
     parser.add_argument("--samples", type=int, default=64)

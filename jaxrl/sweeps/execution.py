@@ -32,7 +32,7 @@ from jaxrl.meta.layout import Layout
 from jaxrl.ops import trees
 from jaxrl.runs import Run
 from jaxrl.sweeps.plan import Batch, Group, Plan, fitted, width_of
-from jaxrl.sweeps.space import to_json
+from jaxrl.sweeps.spaces import to_json
 
 SCHEMA = 1
 # Of evaluation episodes in environments without a time limit of their own.
@@ -194,10 +194,13 @@ def run_sweep(
     index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard must be i/n with 0 <= i < n; got {index}/{count}.")
+    for line in runs.differences(sweep.record):
+        on_message(f"Not as when the sweep was made, so its numbers may differ: {line}.")
     began, rates = time.perf_counter(), _Rates()
     todo = sweep.batches(shard)
     num_whole = sum(map(sweep.is_whole, todo))
     todo = [batch for batch in todo if not sweep.is_whole(batch)]
+    steps_whole = sum(_steps(sweep.plan.groups[b.group], b) for b in sweep.batches() if sweep.is_whole(b))
     while todo:
         batch = todo[0]
         ahead = _Ahead(sweep, next((later for later in todo if later.group != batch.group), None))
@@ -207,7 +210,7 @@ def run_sweep(
             rates.add(sweep, batch, progress)
             on_progress(
                 SweepProgress(
-                    env_steps=_steps_whole(sweep) + progress.env_steps * (batch.stop - batch.start),
+                    env_steps=steps_whole + progress.env_steps * (batch.stop - batch.start),
                     total_env_steps=sweep.plan.env_steps,
                     batch=batch,
                     num_batches=num_whole + len(todo),
@@ -232,6 +235,7 @@ def run_sweep(
         if stopped is not None:
             return stopped
         num_whole, todo = num_whole + 1, todo[1:]
+        steps_whole += _steps(sweep.plan.groups[batch.group], batch)
     return None
 
 
@@ -404,10 +408,6 @@ def _max_steps(group: Group) -> int:
 
 def _steps(group: Group, batch: Batch) -> int:
     return (batch.stop - batch.start) * group.iterations * group.member.env_steps
-
-
-def _steps_whole(sweep: Sweep) -> int:
-    return sum(_steps(sweep.plan.groups[b.group], b) for b in sweep.batches() if sweep.is_whole(b))
 
 
 def _record(plan: Plan, eval_episodes: int, entries: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxrl.envs import make_env
 from jaxrl.meta.layout import Layout, choose_layout
 from jaxrl.meta.population import population
 from jaxrl.ops import trees
-from jaxrl.sweeps.space import Settings, Space, expand
+from jaxrl.sweeps.spaces import Settings, Space, expand
 from jaxrl.types import Algorithm, Env, Hyperparams, Key
 
 CONFIG = "config."

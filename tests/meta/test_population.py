@@ -32,7 +32,8 @@ report = []
 for num_devices, chunk in json.loads(sys.argv[1]):
     agents = jaxrl.population(agent, 8, ("learning_rate", "env.gravity", "objective.clip"), num_devices, chunk)
     hparams = agents.hyperparams(
-        learning_rate=np.geomspace(1e-4, 1e-2, 8), env=gravity, objective=agent.hyperparams().objective.replace(clip=jnp.linspace(0.1, 0.3, 8))
+        learning_rate=np.geomspace(1e-4, 1e-2, 8), env=gravity,
+        objective=agent.hyperparams().objective.replace(clip=jnp.linspace(0.1, 0.3, 8)),
     )
     play = fit.play_episodes(agent, 2, max_steps=20, num_seeds=8, num_devices=num_devices, chunk=chunk)
     keys = jax.random.split(jax.random.key(3), 8)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxrl.sweeps import space as spaces
-from jaxrl.sweeps.space import (
+from jaxrl.sweeps import spaces
+from jaxrl.sweeps.spaces import (
     Condition,
     Grid,
     choice,
@@ -287,7 +287,8 @@ def test_settings_are_the_same_on_every_machine():
 
 def test_the_order_of_hashes_has_no_influence():
     code = (
-        "from jaxrl.sweeps.space import *; print(expand(space({'a': [1, 2], 'x': uniform(0, 1), 'y': choice('a', 'b')},"
+        "from jaxrl.sweeps.spaces import *; "
+        "print(expand(space({'a': [1, 2], 'x': uniform(0, 1), 'y': choice('a', 'b')},"
         " num_samples=3, conditions={'y': 'a == 1', 'x': 'c == 1'}), {'c': 1, 'y': 'a'}).rows)"
     )
     runs = [
@@ -578,5 +579,5 @@ def test_descriptions():
 
 
 def test_a_space_needs_no_jax():
-    code = "import sys; import jaxrl.sweeps.space; sys.exit('jax' in sys.modules)"
+    code = "import sys; import jaxrl.sweeps.spaces; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
