@@ -403,7 +403,8 @@ def _packed(group: Group, free: int | None, max_batch: int | None, layout: Layou
     layout = layout or choose_layout(member, hparams, count, exact=False)
     parts = memory.estimate(member, hparams, group.segment)
     at_once = layout.num_devices * layout.chunk if layout.chunk else None
-    each = parts.state + parts.metrics + (0 if at_once else parts.step)
+    # In chunks the states are read from one array and written to another.
+    each = parts.metrics + (2 * parts.state if at_once else parts.state + parts.step)
     shared = at_once * parts.step if at_once else 0
     room = count if free is None else int((_MEMORY_SHARE * free - shared) // max(each, 1))
     most = max(1, min(count, room, max_batch or count))
