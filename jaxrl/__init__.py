@@ -11,6 +11,7 @@ if _TYPE_CHECKING:
     from jaxrl.algorithms.ppo import ppo
     from jaxrl.envs import list_envs, make_env
     from jaxrl.evaluation import Episodes, evaluate
+    from jaxrl.meta.pbt import pbt
     from jaxrl.meta.population import population
     from jaxrl.networks import actor_critic
     from jaxrl.sweeps import sweep
@@ -30,6 +31,7 @@ _HOME = {
     "list_envs": "jaxrl.envs",
     "make_env": "jaxrl.envs",
     "population": "jaxrl.meta.population",
+    "pbt": "jaxrl.meta.pbt",
     "ppo": "jaxrl.algorithms.ppo",
     "sweep": "jaxrl.sweeps",
     "train": "jaxrl.training",
@@ -52,6 +54,7 @@ __all__ = [
     "networks",
     "objectives",
     "ops",
+    "pbt",
     "population",
     "ppo",
     "sweep",
