@@ -92,7 +92,7 @@ def save(
         # Orbax refuses arrays without elements; the manifest alone restores those.
         stored = {name: array for name, array in arrays.items() if array.size}
         if stored:
-            ocp.PyTreeCheckpointer().save((temporary / "arrays").absolute(), stored)
+            _orbax().save((temporary / "arrays").absolute(), stored)
         body["files"] = {name: _digest_of_file(temporary / name) for name in _files(temporary)}
         manifest = {**body, "digest": _digest(_canonical(body))}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -151,9 +151,7 @@ def load(directory: Path | str, iteration: int, template: Tree) -> tuple[Tree, d
     names = [name for name, leaf in leaves.items() if math.prod(leaf["shape"])]
     restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     try:
-        arrays = (
-            ocp.PyTreeCheckpointer().restore((path / "arrays").absolute(), restore_args=restore_args) if names else {}
-        )
+        arrays = _orbax().restore((path / "arrays").absolute(), restore_args=restore_args) if names else {}
     except Exception as error:
         raise CheckpointError(f"Checkpoint {path} is damaged: orbax cannot read it ({_first_line(error)}).") from error
 
@@ -237,6 +235,16 @@ def write_failed(what: str, folder: Path, error: Exception, num_bytes: int) -> s
         f"Could not write {what}: {reason}. It needs about {num_bytes:,} bytes; {free:,} bytes are free in "
         f"{folder}. What was there before is kept: free some space, then resume."
     )
+
+
+def _orbax() -> ocp.Checkpointer:
+    """Orbax for this process alone: of several, only the one that was called writes and reads."""
+    if jax.process_count() == 1:
+        return ocp.PyTreeCheckpointer()
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _to_host(state: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:

@@ -2,6 +2,8 @@
 
 Resuming is bit-identical to never having stopped, also with a larger total: a segment ends at the next multiple of its
 length, or with the last iteration, whatever came before, and one compiled program computes segments of every length.
+
+Of several processes (`jax.distributed`) the first writes, holds the lock and speaks; see `jaxrl.processes`.
 """
 
 import collections
@@ -21,7 +23,7 @@ import numpy as np
 import scipy.special
 import xarray
 
-from jaxrl import checkpoint, memory, runs, sinks
+from jaxrl import checkpoint, memory, processes, runs, sinks
 from jaxrl.evaluation import Episodes, evaluate
 from jaxrl.ops import trees
 from jaxrl.ops.members import over_members
@@ -115,6 +117,10 @@ def fit(
 ) -> Result:
     """Trains in segments and keeps the run's folder.
 
+    In a program of several processes all call it with the same arguments, and the algorithm is a population that is
+    spread over all of `jax.devices()`. The first process alone uses `run`, `log`, `extra_sinks` and `on_message`, and
+    needs the folder; a signal to any of them stops all after the same segment.
+
     Args:
       algorithm: one learner or a population.
       hparams: its hyperparameters.
@@ -123,7 +129,7 @@ def fit(
       total_iterations: calls of `algorithm.step`.
       segment: iterations between two looks of the host.
       num_seeds: members P if the algorithm is a population: its state and metrics have a leading axis [P].
-      run: where to write; None writes nothing.
+      run: where to write; None writes nothing. Of several processes only the first must have it.
       evaluation: None never evaluates.
       log: whether the folder gets a log.jsonl, a line a segment and member.
       extra_sinks: besides it; they are closed at the end.
@@ -133,7 +139,7 @@ def fit(
       save_final: whether the last state is saved when the run is whole.
       rows_per_segment: rows that the metrics of a segment are reduced to, see `runs.segment_dataset`.
       resume: whether to continue from the newest whole checkpoint of `run`.
-      on_segment: called after each segment.
+      on_segment: called after each segment, in every process.
       on_message: called with each line for people: divergence, damage, changed versions, signals.
 
     Returns:
@@ -143,13 +149,16 @@ def fit(
       ValueError: arguments do not fit together, or `run` has checkpoints and `resume` is false.
       OutOfMemoryError: a ValueError too: the memory does not suffice, before compiling or while running.
       StorageError: something cannot be written; what was there is kept.
+      RuntimeError: another of several processes failed.
     """
     if total_iterations < 1 or segment < 1:
         raise ValueError(
             "total_iterations and segment must be at least 1; "
             f"got total_iterations = {total_iterations}, segment = {segment}."
         )
-    if resume and run is None:
+    if not processes.is_first():
+        run, log, extra_sinks, on_message = None, False, (), lambda line: None
+    if resume and run is None and processes.is_first():
         raise ValueError("resume = True needs the run that is to be continued; got run = None.")
     began = time.perf_counter()
     hparams = trees.as_arrays(hparams)
@@ -161,23 +170,27 @@ def fit(
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals(on_message))
-        if run:
-            stack.enter_context(run.lock())
-        saved = _load(run, template, hparams, total_iterations, resume, on_message)
+        with processes.together():
+            if run:
+                stack.enter_context(run.lock())
+            saved = _load(run, template, hparams, total_iterations, resume, on_message)
+        saved, keeps = _from_first(saved, template), processes.any_of(run is not None)
         info = saved[2] if saved else _new_info(members, hparams)
         compiling = time.perf_counter()
-        programs = prepare(algorithm, key, hparams, segment, num_seeds, evaluation)
+        with processes.together():
+            programs = prepare(algorithm, key, hparams, segment, num_seeds, evaluation)
         info["compile_seconds"] += time.perf_counter() - compiling
         info["bytes"] = memory.compiled_bytes(programs.advance)
         state, iteration = saved[:2] if saved else (_call(programs.init, key_train, hparams), 0)
         state, hparams, _ = _placed(programs.advance, state, hparams, jnp.int32(0))
         outlets = [*([sinks.jsonl(run.path / "log.jsonl")] if run and log else []), *extra_sinks]
-        for sink in outlets:
-            stack.callback(sink.close)
-            sink.start(float(iteration * steps), members)
+        with processes.together():
+            for sink in outlets:
+                stack.callback(sink.close)
+                sink.start(float(iteration * steps), members)
         saved_at, saved_time, told_time = iteration, time.perf_counter(), began
 
-        while iteration < total_iterations and not stop:
+        while iteration < total_iterations and not _signal(stop, on_message):
             first, iteration = iteration, min((iteration // segment + 1) * segment, total_iterations)
             started = time.perf_counter()
             with memory.explained(algorithm, num_seeds):
@@ -185,37 +198,49 @@ def fit(
                 state, metrics = jax.block_until_ready(done)
             info["train_seconds"] += time.perf_counter() - started
 
-            metrics = _by_member(jax.device_get(metrics), iteration - first, members)
-            bad = np.broadcast_to(_not_finite(state, num_seeds), members)
-            _note_divergence(info, metrics, bad, first, steps, on_message)
-            returns = _segment_returns(metrics, members)
-            info["returns"] = np.where(np.isnan(returns), info["returns"], returns).tolist()
-            if run:
-                run.write_segment(first, runs.segment_dataset(metrics, first, steps, rows_per_segment))
-            played = None
+            metrics = jax.device_get(processes.fetch(metrics))
+            bad = np.broadcast_to(processes.fetch(_not_finite(state, num_seeds)), members)
+            episodes = played = None
             if evaluation and _is_due(evaluation.num_evaluations, iteration, segment, total_iterations):
-                episodes = jax.device_get(_call(programs.play, _fold_in(key_evaluation, iteration), state, hparams))
-                played = _mean_of_finished(episodes, members)
-                info["evaluation"] = played.tolist()
+                episodes = _call(programs.play, _fold_in(key_evaluation, iteration), state, hparams)
+                episodes = jax.device_get(processes.fetch(episodes))
+            with processes.together():
+                metrics = _by_member(metrics, iteration - first, members)
+                _note_divergence(info, metrics, bad, first, steps, on_message)
+                returns = _segment_returns(metrics, members)
+                info["returns"] = np.where(np.isnan(returns), info["returns"], returns).tolist()
                 if run:
-                    run.write_evaluation(iteration, _evaluation_dataset(episodes, members, iteration * steps))
-            _feed(outlets, metrics, played, float(iteration * steps))
+                    run.write_segment(first, runs.segment_dataset(metrics, first, steps, rows_per_segment))
+                if episodes:
+                    played = _mean_of_finished(episodes, members)
+                    info["evaluation"] = played.tolist()
+                    if run:
+                        run.write_evaluation(iteration, _evaluation_dataset(episodes, members, iteration * steps))
+                _feed(outlets, metrics, played, float(iteration * steps))
 
             now = time.perf_counter()
             info["seconds"], told_time = info["seconds"] + now - told_time, now
-            due = bool(stop) or played is not None or now - saved_time >= checkpoint_seconds
-            if run and (save_final if iteration == total_iterations else due):
-                is_best = _note_best(info, played if evaluation else returns)
-                checkpoint.save(run.checkpoints, iteration, state, info, keep_last, is_best)
-                saved_at, saved_time = iteration, time.perf_counter()
-            on_segment(_progress(info, returns, played, iteration, total_iterations, algorithm.env_steps, members))
+            due = processes.any_of(bool(stop) or played is not None or now - saved_time >= checkpoint_seconds)
+            due = keeps and (save_final if iteration == total_iterations else due)
+            whole = processes.fetch(state) if due else None
+            with processes.together():
+                if due:
+                    is_best = _note_best(info, played if evaluation else returns)
+                    if run:
+                        checkpoint.save(run.checkpoints, iteration, whole, info, keep_last, is_best)
+                    saved_at, saved_time = iteration, time.perf_counter()
+                on_segment(_progress(info, returns, played, iteration, total_iterations, algorithm.env_steps, members))
 
-        if run and iteration != saved_at and (save_final or iteration < total_iterations):
-            checkpoint.save(run.checkpoints, iteration, state, info, keep_last)
-        results = _results(info, iteration, total_iterations, algorithm.env_steps, members)
-        if run:
-            run.write_results(results)
-    return Result(state, iteration, stop[0] if stop else None, results)
+        due = keeps and iteration != saved_at and (save_final or iteration < total_iterations)
+        whole = processes.fetch(state) if due else None
+        with processes.together():
+            if run and due:
+                checkpoint.save(run.checkpoints, iteration, whole, info, keep_last)
+            results = _results(info, iteration, total_iterations, algorithm.env_steps, members)
+            if run:
+                run.write_results(results)
+        stopped = _signal(stop, on_message)
+    return Result(state, iteration, stopped or None, results)
 
 
 @memoize
@@ -292,6 +317,26 @@ def _load(
         on_message(f"Hyperparameters changed since the checkpoint: {', '.join(changed).replace('state.', '')}.")
         info["hparams"] = now
     return state, iteration, info
+
+
+def _from_first(
+    saved: tuple[State, int, dict[str, Any]] | None, template: State
+) -> tuple[State, int, dict[str, Any]] | None:
+    """What the first process has loaded, in every process."""
+    if not processes.is_several():
+        return saved
+    rest = processes.from_first(saved and saved[1:])
+    if rest is None:
+        return None
+    likes, structure = jax.tree.flatten(template)
+    leaves = jax.tree.leaves(saved[0]) if saved else [None] * len(likes)
+
+    def shared(leaf: Any, like: Any) -> Any:
+        is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+        data = processes.from_first(leaf if leaf is None else np.asarray(jax.random.key_data(leaf) if is_key else leaf))
+        return jax.random.wrap_key_data(jnp.asarray(data), impl=like.dtype) if is_key else data
+
+    return (jax.tree.unflatten(structure, map(shared, leaves, likes)), *rest)
 
 
 def _new_info(members: int, hparams: Hyperparams) -> dict[str, Any]:
@@ -375,8 +420,15 @@ def prepare(
     template = _template(algorithm, key, hparams)
 
     def check_estimate(traced: Any) -> None:
+        num_devices = memory.num_devices(traced.jaxpr.jaxpr)
+        if processes.is_several() and num_devices != jax.device_count():
+            raise ValueError(
+                f"Of {jax.process_count()} processes each must have its part of the program, but it is spread over "
+                f"num_devices = {num_devices} of {jax.device_count()} devices: "
+                f"population(..., num_devices={jax.device_count()}) is spread over all."
+            )
         needed = memory.estimate_of_trace(traced, template)
-        have = memory.available(memory.num_devices(traced.jaxpr.jaxpr))
+        have = _available(num_devices)
         memory.check(needed.total, have, algorithm, num_seeds, memory.describe(needed))
 
     with memory.explained(algorithm, num_seeds):
@@ -385,7 +437,7 @@ def prepare(
         init = _compiled(_init, (algorithm,), (key, hparams))
         play = evaluation and _compiled(_play, (evaluation.play,), (key, template, hparams))
         programs = Programs(init.result(), advance.result(), play and play.result())
-    have = memory.available(len(programs.advance.input_shardings[0][2].device_set))
+    have = _available(len(programs.advance.input_shardings[0][2].device_set))
     memory.check(memory.compiled_bytes(programs.advance) or 0, have, algorithm, num_seeds, "as compiled")
     return programs
 
@@ -395,6 +447,12 @@ def _play(
     play: Callable[[Key, State, Hyperparams], Episodes], key: Key, state: State, hparams: Hyperparams
 ) -> Episodes:
     return play(key, state, hparams)
+
+
+def _available(num_devices: int) -> int | None:
+    """Bytes free for all devices of all processes; on CPUs each process is taken to have a machine of its own."""
+    have = memory.available(num_devices)
+    return have * jax.process_count() if have is not None and jax.default_backend() == "cpu" else have
 
 
 _MAX_PROGRAMS = 24
@@ -428,7 +486,7 @@ def _compiled(
 
 def _placed(program: Any, *arguments: Any) -> tuple[Any, ...]:
     """Arguments where the program wants them: spread over devices if it is."""
-    return jax.device_put(arguments, program.input_shardings[0])
+    return processes.place(arguments, program.input_shardings[0])
 
 
 def _call(program: Any, *arguments: Any) -> Any:
@@ -436,7 +494,7 @@ def _call(program: Any, *arguments: Any) -> Any:
 
 
 def _placed_number(program: Any, number: int) -> jax.Array:
-    return jax.device_put(jnp.int32(number), program.input_shardings[0][2])
+    return processes.place(jnp.int32(number), program.input_shardings[0][2])
 
 
 def _split(key: Key) -> tuple[Key, Key]:
@@ -469,6 +527,15 @@ def signals(on_message: Callable[[str], None]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _signal(stop: list[int], on_message: Callable[[str], None]) -> int:
+    """The signal that any process has received, 0 if none; the same number in all."""
+    number = processes.greatest(stop[0] if stop else 0)
+    if number and not stop:
+        on_message(f"{signal.Signals(number).name} to another process: all stop here, and the state is saved.")
+        stop.append(number)
+    return number
 
 
 def _is_due(num_evaluations: int, iteration: int, segment: int, total_iterations: int) -> bool:

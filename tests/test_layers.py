@@ -15,7 +15,7 @@ LAYERS = (
     ("validation",),
     ("ops",),
     ("networks", "envs", "wrappers", "buffers", "archives", "strategies", "levels"),
-    ("objectives", "rollout", "evaluation", "training", "checkpoint", "runs", "fit", "sinks", "memory"),
+    ("objectives", "rollout", "evaluation", "training", "checkpoint", "runs", "fit", "sinks", "memory", "processes"),
     ("algorithms",),
     ("meta",),
     ("sweeps", "analysis"),

@@ -243,6 +243,14 @@ def _sweep_parser() -> argparse.ArgumentParser:
         help="only the I-th of N shares (I from 0), for N processes on one folder, such as a job array; needs --out",
     )
     parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run the batches as tasks on a Ray cluster, whose machines share --out; without ADDRESS on one that is "
+        "started here",
+    )
+    parser.add_argument(
         "--eval-episodes",
         type=count_or_zero,
         default=16,

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import math
 import shlex
 import signal
@@ -24,10 +25,10 @@ from jaxrl.cli.progress import clock, number, short
 from jaxrl.envs import make_env
 from jaxrl.meta.layout import Layout
 from jaxrl.ops import trees
-from jaxrl.sweeps import execution, results
+from jaxrl.sweeps import cluster, execution, results
 from jaxrl.sweeps.execution import Sweep, SweepProgress
 from jaxrl.sweeps.plan import Plan, describe_plan, make_plan
-from jaxrl.sweeps.space import Space, describe, from_json, from_table, parse, space
+from jaxrl.sweeps.spaces import Space, describe, from_json, from_table, parse, space
 
 _LINE_SECONDS = 10.0
 _MAX_ROWS = 10
@@ -40,6 +41,8 @@ def sweep(options: argparse.Namespace) -> None:
       ValueError: an argument is wrong, the space is too large or empty, or the folder holds something else.
       StorageError: something cannot be written.
     """
+    if options.ray and options.shard[1] > 1:
+        raise ValueError("--ray shares out the batches itself: leave out --shard.")
     devices.use_all_cores(options.devices or 1)
     console = Console(highlight=False)
     source = {
@@ -115,10 +118,15 @@ def _run(console: Console, made: Sweep, options: argparse.Namespace) -> None:
     shard = getattr(options, "shard", (0, 1))
     console.print(f"folder {made.path}", soft_wrap=True, markup=False)
     began = time.monotonic()
+    address = getattr(options, "ray", None)
+    run = (
+        functools.partial(cluster.run_on_ray, address=address)
+        if address
+        else functools.partial(execution.run_sweep, shard=shard)
+    )
     with _display(console) as show:
-        stopped = execution.run_sweep(
+        stopped = run(
             made,
-            shard=shard,
             checkpoint_seconds=options.checkpoint_seconds,
             keep_states=getattr(options, "keep_states", False),
             on_progress=show,
