@@ -132,7 +132,9 @@ def test_the_plan_in_words():
     assert "descent on probe/Policy (loud = True); 4 members in 1 batch of up to 4; 1 device, all" in lines[2]
 
 
-def test_layouts():
+def test_layouts(monkeypatch):
+    # Another test of the process may have asked for a device a core.
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     agent = jaxrl.ppo(jaxrl.make_env("gymnax/CartPole-v1"))
     hparams = agent.hyperparams()
     assert choose_layout(agent, hparams, 8).chunk == 8
@@ -142,6 +144,11 @@ def test_layouts():
 
     large = jaxrl.ppo(jaxrl.make_env("gymnax/Breakout-MinAtar"), config=ppo.Config(num_envs=256))
     assert choose_layout(large, large.hyperparams(), 8).chunk == 1
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert choose_layout(agent, hparams, 8) == Layout(4, 2)
+    assert choose_layout(agent, hparams, 6) == Layout(3, 2)
+    assert choose_layout(agent, hparams, 7) == Layout(1, 7)
+    assert choose_layout(agent, hparams, 7, exact=False) == Layout(4, 2)
 
 
 @pytest.mark.parametrize(
