@@ -90,10 +90,19 @@ def _curve(run: Run, label: str, num_points: int) -> _Curve:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """The algorithm's name for one run, else the names of the folders, with as many parents as tell them apart."""
+    """The algorithm's name for one run, else the names of the folders."""
     if len(runs) == 1:
         return [str(runs[0].record.get("algorithm", runs[0].path.name))]
-    parts = [run.path.resolve().parts for run in runs]
+    return folder_names([run.path for run in runs])
+
+
+def folder_names(paths: Sequence[Path]) -> list[str]:
+    """The folders' own names, with as many parents as tell them apart.
+
+    >>> folder_names([Path("a/run"), Path("b/run")])
+    ['a/run', 'b/run']
+    """
+    parts = [path.resolve().parts for path in paths]
     depth = next((n for n in range(1, max(map(len, parts))) if len({p[-n:] for p in parts}) == len(set(parts))), 1)
     return ["/".join(p[-depth:]) for p in parts]
 

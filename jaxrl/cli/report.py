@@ -1,10 +1,10 @@
 """`jaxrl report` and `jaxrl compare`."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from jaxrl.analysis import comparison, report
+from jaxrl.analysis.plots import folder_names
 from jaxrl.sweeps import results
 
 
@@ -18,7 +18,7 @@ def write(options: argparse.Namespace) -> None:
     out = options.out or (options.dirs[0] / "report.html" if len(options.dirs) == 1 else Path("report.html"))
     if out.suffix not in (".html", ".md"):
         raise ValueError(f"--out must end in .html or .md; got {out}.")
-    data = list(zip(_labels(options.dirs), map(results.read_any, options.dirs), strict=True))
+    data = list(zip(folder_names(options.dirs), map(results.read_any, options.dirs), strict=True))
     print((report.write_report if out.suffix == ".html" else report.write_markdown)(data, out))
 
 
@@ -30,12 +30,5 @@ def compare(options: argparse.Namespace) -> None:
       StorageError: something cannot be read.
     """
     first, second = (results.read_any(path) for path in (options.first, options.second))
-    labels = _labels([options.first, options.second])
+    labels = folder_names([options.first, options.second])
     print("\n".join(comparison.compare_runs(first, second, (labels[0], labels[1])).lines()))
-
-
-def _labels(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents as tell them apart."""
-    parts = [path.resolve().parts for path in paths]
-    depth = next((n for n in range(1, max(map(len, parts))) if len({p[-n:] for p in parts}) == len(set(parts))), 1)
-    return ["/".join(p[-depth:]) for p in parts]

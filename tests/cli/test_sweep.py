@@ -92,3 +92,23 @@ def test_a_sweep_cannot_be_made_longer(tmp_path, capsys):
 
 def test_shares():
     assert arguments.share("2/3") == (2, 3)
+
+
+def test_report_and_compare(tmp_path, capsys):
+    """Of a sweep and of a run, side by side."""
+    folder, run = str(tmp_path / "sweep"), str(tmp_path / "run")
+    assert main(["sweep", "ppo", "probe/Policy", *TINY, "--over", "gamma=0.9,0.99", *LEAST, "--out", folder]) == 0
+    short = ["--num-seeds", "3", "--total-steps", "64", "--eval-episodes", "2", "--no-plot"]
+    assert main(["train", "ppo", "probe/Policy", *TINY, *short, "--out", run]) == 0
+    capsys.readouterr()
+    assert main(["report", folder, run, "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "2 settings" in page
+    assert "probe/Policy" in page
+    assert main(["report", folder]) == 0
+    assert (tmp_path / "sweep" / "report.html").exists()
+    assert main(["compare", run, run]) == 0
+    assert "probe/Policy" in capsys.readouterr().out
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+    assert main(["report", folder, "--out", "page.pdf"]) == 2
