@@ -7,8 +7,8 @@ import jax
 from jaxrl import memory
 from jaxrl.types import Algorithm, Hyperparams
 
-# On a CPU, members are vmapped together while their arrays of one iteration take no more than this; beyond it a chunk
-# falls out of the caches and costs more than members one after another. `scripts/bench.py --suite layouts` measures it.
+# On a CPU, members are vmapped together while their arrays of one iteration take no more than this: with CartPole's
+# 0.6 MB a member 16 at a time were fastest, with Breakout's 48 MB one. `scripts/bench.py --suite layouts` measures it.
 _CPU_CHUNK_BYTES = 16 * 2**20
 _CPU_CHUNK = 16
 
@@ -33,8 +33,8 @@ class Layout(NamedTuple):
 def choose_layout(member: Algorithm, hparams: Hyperparams, num_members: int, exact: bool = True) -> Layout:
     """Chooses the layout that is fastest as far as measured: docs/sweeps.md has the figures.
 
-    On GPU and TPU all members of a device are vmapped; on a CPU so many that they fit the caches, and every device that
-    the process was given (`jax_num_cpu_devices`, one a core in the `jaxrl` command) takes its part.
+    On GPU and TPU all members of a device are vmapped (not measured); on a CPU small chunks, and every device that the
+    process was given (`jax_num_cpu_devices`, one a core in the `jaxrl` command) takes its part.
 
     Args:
       member: the algorithm of one member.
