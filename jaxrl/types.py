@@ -127,6 +127,7 @@ class PolicyInputs:
       advantage: as normalized by the algorithm.
       entropy: of `policy`.
       progress: share of the training horizon that has passed, shape ().
+      variables: the objective's own trained parameters (see `Objective.variables`), or ().
     """
 
     log_prob: Array
@@ -137,6 +138,7 @@ class PolicyInputs:
     advantage: Array
     entropy: Array
     progress: Array
+    variables: Any = ()
 
 
 class Objective(NamedTuple):
@@ -147,12 +149,56 @@ class Objective(NamedTuple):
       loss: `(params, PolicyInputs) -> (scalar to minimize, metrics)`.
       heads: extra network outputs that it needs, by name and size.
       name: for messages.
+      variables: `() -> tree` of parameters that are trained by the loss's own gradient beside the network's, such
+        as Lagrange multipliers; () if there are none.
     """
 
     init: Callable[[Key], PyTree]
     loss: Callable[[PyTree, Any], tuple[Float[Array, ""], Metrics]]
     heads: tuple[tuple[str, int], ...] = ()
     name: str = "objective"
+    variables: Callable[[], PyTree] = tuple
+
+
+@struct.dataclass
+class ReturnInputs:
+    """What an `Estimator` sees of a rollout; arrays have shape [T, B], laws as in `jaxrl.ops.returns`.
+
+    Attributes:
+      reward: as scaled by the algorithm.
+      value: V(s_t).
+      next_value: V of the true successor.
+      terminated: nothing is bootstrapped there.
+      truncated: the value goes on there.
+      log_ratio: log π(a|s) - log μ(a|s) of the policy that learns and the one that acted; 0 if they are one.
+      gamma: discount, shape ().
+      trace_lambda: λ, shape ().
+    """
+
+    reward: Array
+    value: Array
+    next_value: Array
+    terminated: Array
+    truncated: Array
+    log_ratio: Array
+    gamma: Array
+    trace_lambda: Array
+
+
+class Estimator(NamedTuple):
+    """How a rollout becomes advantages and targets of the value function.
+
+    Attributes:
+      init: `() -> params`, its coefficients.
+      estimate: `(params, ReturnInputs) -> (advantage [T, B], value target [T, B])`.
+      name: for messages.
+      min_envs: environments that it needs at least.
+    """
+
+    init: Callable[[], PyTree]
+    estimate: Callable[[PyTree, ReturnInputs], tuple[Array, Array]]
+    name: str = "estimator"
+    min_envs: int = 1
 
 
 _P = ParamSpec("_P")
@@ -167,6 +213,7 @@ def memoize(factory: Callable[_P, _T]) -> Callable[_P, _T]:
     """
     cached = functools.lru_cache(maxsize=None)(factory)
     signature = inspect.signature(factory)
+    options = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
 
     @functools.wraps(factory)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -175,7 +222,8 @@ def memoize(factory: Callable[_P, _T]) -> Callable[_P, _T]:
         bound.apply_defaults()
         for name, value in bound.arguments.items():
             try:
-                hash(tuple(value.items()) if isinstance(value, dict) else value)
+                # Of **options the cache sees the values; a dict that was given as an argument it could not take.
+                hash(tuple(value.items()) if name == options else value)
             except TypeError:
                 raise TypeError(
                     f"{factory.__name__}: argument {name} = {value!r} must be hashable, since equal arguments "

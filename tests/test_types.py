@@ -23,9 +23,12 @@ def test_equal_arguments_are_one_record_however_they_are_passed():
     assert factory(1, c=0) is factory(1, 2, c=0)
 
 
-@pytest.mark.parametrize("arguments", [{"a": [1]}, {"a": 1, "c": {}}])
-def test_what_cannot_be_hashed_is_named_with_the_remedy(arguments):
-    with pytest.raises(TypeError, match=r"factory: argument .* must be hashable.*Pass a tuple"):
+@pytest.mark.parametrize(
+    "arguments, name",
+    [({"a": [1]}, "a"), ({"a": 1, "c": {}}, "options"), ({"a": {"k": 1}}, "a"), ({"a": 1, "b": {}}, "b")],
+)
+def test_what_cannot_be_hashed_is_named_with_the_remedy(arguments, name):
+    with pytest.raises(TypeError, match=rf"factory: argument {name} = .* must be hashable.*Pass a tuple"):
         factory(**arguments)
 
 

@@ -4,13 +4,16 @@ One step of the algorithm, with its shapes:
 
     collect        T steps in B environments                                     [T, B]
     estimate       policy, value and log-probability of all of them at once      [T, B]
-                   generalized advantages and value targets                      [T, B]
+                   advantages and value targets                                  [T, B]
     update         num_epochs times: shuffle into M minibatches                  [M, N/M]
       each           one optimizer step on
                      objective + value_coef * value loss - entropy_coef * entropy
 
 A feedforward network shuffles single transitions (N = T*B); a recurrent one whole environments, so that a minibatch
 is [T, B/M] with the memory that each environment had when the rollout began.
+
+The three policies of Hilton et al. (2022, arXiv:2110.00641) are apart: the one that learns, the *behavior* policy that
+acted, and the *proximal* policy that the update should stay close to. In plain PPO the last two are one.
 """
 
 import dataclasses
@@ -23,13 +26,28 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import rollout, validation
-from jaxrl.networks import ActorCritic, NetworkConfig, actor_critic
-from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value, to_env_action
+from jaxrl import acting, rollout, validation
+from jaxrl.estimators import gae
+from jaxrl.networks import ActorCritic, NetworkConfig
+from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value
 from jaxrl.objectives import clip
-from jaxrl.ops import losses, minibatches, returns, reward_scaling, schedules, statistics, trees
+from jaxrl.ops import averages, losses, minibatches, reward_scaling, schedules, statistics, trees
+from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import Optimizer, adam
-from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Objective, Observation, PolicyInputs, memoize
+from jaxrl.types import (
+    Action,
+    Algorithm,
+    Env,
+    Estimator,
+    Key,
+    Memory,
+    Metrics,
+    Objective,
+    Observation,
+    PolicyInputs,
+    ReturnInputs,
+    memoize,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +59,10 @@ class Config:
       num_steps: steps of each environment per iteration, T.
       num_epochs: passes over the rollout per iteration.
       num_minibatches: parts that each pass splits it into, M.
-      normalize_advantage: over each minibatch, over the whole batch, or none.
+      proximal: the policy that an update stays close to: the one that acted (`behavior`), the one that began the
+        iteration (`recent`, another one only with `actor_lag`), or an average of all that were (`ewma`: PPO-EWMA).
+      actor_lag: iterations by which the policy that acts is older than the one that learns, as in a distributed actor.
+      normalize_advantage: over each minibatch, over the whole batch, over recent iterations (`ewma`), or none.
       stop_at_target_kl: whether an iteration stops learning once the policy has moved by more than `target_kl`.
       clip_value: whether the value may move only by `value_clip` from where it was in the rollout.
       schedule: how the learning rate falls with progress: constant, linear or cosine.
@@ -57,7 +78,9 @@ class Config:
     num_steps: int = 128
     num_epochs: int = 4
     num_minibatches: int = 4
-    normalize_advantage: Literal["minibatch", "batch", "none"] = "minibatch"
+    proximal: Literal["behavior", "recent", "ewma"] = "behavior"
+    actor_lag: int = 0
+    normalize_advantage: Literal["minibatch", "batch", "ewma", "none"] = "minibatch"
     stop_at_target_kl: bool = False
     clip_value: bool = True
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -75,20 +98,24 @@ class Hyperparams:
 
     Attributes:
       objective: coefficients of a written objective or weights of a learned one.
+      estimator: coefficients of the estimator of advantages.
       env: parameters of the environment.
       learning_rate: of the optimizer, at the beginning.
       gamma: discount factor.
-      gae_lambda: λ of the generalized advantage estimate.
+      gae_lambda: λ of the estimator of advantages.
       entropy_coef: weight of the entropy bonus.
       value_coef: weight of the value loss.
       value_clip: how far the value may move in one iteration, if `clip_value`.
       max_grad_norm: gradients of a greater global norm are scaled down to it.
       target_kl: KL divergence of a minibatch from which on the iteration's updates are dropped, if
         `stop_at_target_kl`.
+      proximal_decay: decay of the average of parameters at every optimizer step, if `proximal` is `ewma`.
+      advantage_decay: decay of the advantages' moments at every iteration, if `normalize_advantage` is `ewma`.
       horizon: environment steps over which progress goes from 0 to 1; infinite: no schedule.
     """
 
     objective: PyTree
+    estimator: PyTree
     env: PyTree
     learning_rate: Float[Array, ""]
     gamma: Float[Array, ""]
@@ -98,6 +125,8 @@ class Hyperparams:
     value_clip: Float[Array, ""]
     max_grad_norm: Float[Array, ""]
     target_kl: Float[Array, ""]
+    proximal_decay: Float[Array, ""]
+    advantage_decay: Float[Array, ""]
     horizon: Float[Array, ""]
 
 
@@ -107,8 +136,11 @@ class State:
 
     Attributes:
       key: the random key that every later draw comes from.
-      params: the network's parameters.
+      params: the network's parameters, and the objective's under `objective` if it has any.
       opt_state: the optimizer's state.
+      proximal: the average of parameters, or ().
+      lagged_params: those of the last `actor_lag` iterations, oldest first, leaves [actor_lag, ...], or ().
+      advantage_moments: averaged moments of the advantages, or ().
       actor: environments in progress.
       observation_statistics: running moments of observations, or ().
       reward_scale: discounted returns and their running moments, or ().
@@ -118,6 +150,9 @@ class State:
     key: Key
     params: PyTree
     opt_state: optax.OptState
+    proximal: PyTree
+    lagged_params: PyTree
+    advantage_moments: PyTree
     actor: rollout.ActorState
     observation_statistics: PyTree
     reward_scale: PyTree
@@ -126,11 +161,15 @@ class State:
 
 @struct.dataclass
 class _Sample:
-    """A transition as the update sees it; leaves [T, B, ...], then [N/M, ...] or [T, B/M, ...]."""
+    """A transition as the update sees it; leaves [T, B, ...], then [N/M, ...] or [T, B/M, ...].
+
+    `log_prob` and `policy` are the proximal policy's; `behavior_log_prob` is None where the same policy acted.
+    """
 
     obs: Observation
     action: Action
     start: Array
+    behavior_log_prob: Array | None
     log_prob: Array
     policy: Any
     value: Array
@@ -143,6 +182,7 @@ def ppo(
     env: Env,
     network: ActorCritic | None = None,
     objective: Objective = clip(),  # noqa: B008 (memoized record)
+    estimator: Estimator = gae(),  # noqa: B008
     optimizer: Optimizer = adam,
     config: Config = Config(),
 ) -> Algorithm:
@@ -152,6 +192,7 @@ def ppo(
       env: the environment to learn in.
       network: policy and value; None builds `config.network` for the environment's spaces.
       objective: the policy's loss; its parameters are `hparams.objective`, so a learned one takes the same slot.
+      estimator: makes advantages and value targets of a rollout.
       optimizer: makes the gradient transformation from the hyperparameters and the present learning rate.
       config: shapes and structure.
 
@@ -170,27 +211,29 @@ def ppo(
       >>> metrics["loss/value"].shape
       (2,)
     """
-    if network is not None and config.network != NetworkConfig():
-        raise ValueError(f"Pass a network or set config.network, not both; got {network} and {config.network}.")
-    net = network or actor_critic(env.observation_space, env.action_space, **dataclasses.asdict(config.network))
+    net = acting.network_for(env, network, config.network)
     reset = rollout.Reset(config.reset, config.reset_size)
     validation.counts("ppo", config, ("num_envs", "num_steps", "num_epochs", "num_minibatches"))
     validation.choices("ppo", config)
     validation.heads("ppo", objective, net.heads)
     reset.validate(config.num_envs)
     minibatches.validate(config.num_steps, config.num_envs, config.num_minibatches, net.recurrent)
+    if config.actor_lag < 0 or (config.proximal == "recent" and not config.actor_lag):
+        raise ValueError(
+            "ppo: actor_lag must not be negative, and proximal = 'recent' needs an actor_lag of at least 1 (without "
+            f"one it is 'behavior'); got actor_lag = {config.actor_lag}, proximal = {config.proximal!r}."
+        )
+    if config.num_envs < estimator.min_envs:
+        raise ValueError(
+            f"ppo: the estimator {estimator.name!r} needs num_envs of at least {estimator.min_envs}; got num_envs = "
+            f"{config.num_envs}."
+        )
     batch_size = config.num_envs * config.num_steps
     precision = config.matmul_precision
 
     def hyperparams(**changes: Any) -> Hyperparams:
-        scalars = {name: jnp.float32(value) for name, value in _DEFAULTS.items()}
-        defaults = Hyperparams(objective.init(jax.random.key(0)), env.default_params(), **scalars)
-        if "target_kl" in changes and not config.stop_at_target_kl:
-            raise ValueError(
-                f"target_kl = {changes['target_kl']} has no effect while config.stop_at_target_kl = False; "
-                "set Config(stop_at_target_kl=True)."
-            )
-        return trees.with_changes(defaults, changes, _RANGES)
+        nested = {"objective": objective.init(jax.random.key(0)), "estimator": estimator.init()}
+        return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
 
     def see(state: State, obs: Observation) -> Observation:
         return statistics.normalize(state.observation_statistics, obs) if config.normalize_observations else obs
@@ -202,10 +245,17 @@ def ppo(
         one = jax.tree.map(lambda x: x[0], actor.obs)
         with jax.default_matmul_precision(precision):
             params = init_params(net, key_params, one)
+        if jax.tree.leaves(objective.variables()):
+            params = {**params, "objective": trees.as_arrays(objective.variables())}
         return State(
             key=key,
             params=params,
             opt_state=optimizer(hparams, hparams.learning_rate).init(params),
+            proximal=averages.start_average(params, 1.0) if config.proximal == "ewma" else (),
+            lagged_params=jax.tree.map(lambda x: jnp.stack([x] * config.actor_lag), params) if config.actor_lag else (),
+            advantage_moments=averages.start_average(averages.moments(jnp.zeros(())), 0.0)
+            if config.normalize_advantage == "ewma"
+            else (),
             actor=actor,
             observation_statistics=statistics.init_statistics(one) if config.normalize_observations else (),
             reward_scale=reward_scaling.init_scale(config.num_envs) if config.normalize_rewards else (),
@@ -217,63 +267,105 @@ def ppo(
             return _step(state, hparams)
 
     def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
-        keys = jax.random.split(state.key, 3 + config.num_epochs)
-        key, key_noise, key_collect, keys_epoch = keys[0], keys[1], keys[2], keys[3:]
+        keys = jax.random.split(state.key, 2 + config.num_epochs)
+        key, key_collect, keys_epoch = keys[0], keys[1], keys[2:]
         progress = schedules.progress(state.num_steps.astype(jnp.float32) * batch_size, hparams.horizon)
         transform = optimizer(hparams, hparams.learning_rate * schedules.SCHEDULES[config.schedule](progress))
 
         # --- Collect ---------------------------------------------------------------------------------------------
+        lagged = state.lagged_params
+        acting_params = jax.tree.map(lambda x: x[0], lagged) if config.actor_lag else state.params
+
         def look(obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
-            return apply_step(net, state.params, see(state, obs), memory, start)
+            return apply_step(net, acting_params, see(state, obs), memory, start)
 
-        def policy(noise: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-            output, memory = look(obs, memory, start)
-            action = output.policy.sample_from(noise)
-            return action, to_env_action(env.action_space, action), memory, ()
-
-        # The noise of all steps in one draw: inside the loop over time it would cost more than the network.
-        shapes, _ = jax.eval_shape(look, state.actor.obs, state.actor.memory, state.actor.start)
-        noise = jax.vmap(shapes.policy.noise)(jax.random.split(key_noise, config.num_steps))
-
-        actor, batch, metrics = rollout.collect(key_collect, env, hparams.env, state.actor, policy, noise, reset)
+        actor, batch, metrics = acting.collect(
+            key_collect,
+            env,
+            hparams.env,
+            state.actor,
+            look,
+            config.num_steps,
+            reset,
+            keep_log_prob=config.actor_lag > 0,
+        )
 
         # --- Estimate --------------------------------------------------------------------------------------------
         obs, next_obs = see(state, batch.obs), see(state, batch.next_obs)
         output, _ = net.apply(state.params, obs, state.actor.memory, batch.start)
+        log_prob = output.policy.log_prob(batch.action)
         next_value = successor_value(net, state.params, next_obs, batch.memory)
         reward, reward_scale = batch.reward, state.reward_scale
         if config.normalize_rewards:
             reward, reward_scale = reward_scaling.scale_rewards(reward_scale, reward, batch.ended, hparams.gamma)
-        advantage = returns.gae(
-            reward, output.value, next_value, batch.terminated, batch.truncated, hparams.gamma, hparams.gae_lambda
+        advantage, target = estimator.estimate(
+            hparams.estimator,
+            ReturnInputs(
+                reward=reward,
+                value=output.value,
+                next_value=next_value,
+                terminated=batch.terminated,
+                truncated=batch.truncated,
+                log_ratio=log_prob - batch.extras if config.actor_lag else jnp.zeros_like(log_prob),
+                gamma=hparams.gamma,
+                trace_lambda=hparams.gae_lambda,
+            ),
         )
+        advantage_moments = state.advantage_moments
+        if config.normalize_advantage == "batch":
+            advantage = statistics.standardize(advantage)
+        elif config.normalize_advantage == "ewma":
+            advantage_moments = averages.update_average(
+                advantage_moments, averages.moments(advantage), hparams.advantage_decay
+            )
+            advantage = averages.standardize_by(advantage_moments, advantage)
+        proximal_policy, proximal_log_prob = output.policy, log_prob
+        if config.actor_lag and config.proximal == "behavior":
+            acted, _ = net.apply(acting_params, obs, state.actor.memory, batch.start)
+            proximal_policy, proximal_log_prob = acted.policy, batch.extras
         samples = _Sample(
             obs=obs,
             action=batch.action,
             start=batch.start,
-            log_prob=output.policy.log_prob(batch.action),
-            policy=output.policy,
+            behavior_log_prob=batch.extras if config.actor_lag else None,
+            log_prob=proximal_log_prob,
+            policy=proximal_policy,
             value=output.value,
-            advantage=statistics.standardize(advantage) if config.normalize_advantage == "batch" else advantage,
-            target=advantage + output.value,
+            advantage=advantage,
+            target=target,
         )
         metrics["value/explained_variance"] = statistics.explained_variance(output.value, samples.target)
 
         # --- Update ----------------------------------------------------------------------------------------------
         def loss(params: PyTree, sample: _Sample, memory: Memory) -> tuple[Array, Metrics]:
             output, _ = net.apply(params, sample.obs, memory, sample.start)
-            return _loss(output, sample, objective, hparams, config, progress)
+            variables = params.get("objective", ())
+            return _loss(output, variables, sample, objective, hparams, config, progress)
 
         def update(carry: Any, minibatch: tuple[_Sample, Memory]) -> tuple[Any, Metrics]:
-            params, opt_state, stopped = carry
-            gradient, info = jax.grad(loss, has_aux=True)(params, *minibatch)
+            params, opt_state, proximal, stopped = carry
+            sample, memory = minibatch
+            if config.proximal == "ewma":
+                near, _ = net.apply(proximal.mean, sample.obs, memory, sample.start)
+                behavior = sample.log_prob if sample.behavior_log_prob is None else sample.behavior_log_prob
+                sample = dataclasses.replace(
+                    sample,
+                    behavior_log_prob=behavior,
+                    policy=near.policy,
+                    log_prob=near.policy.log_prob(sample.action),
+                )
+            gradient, info = jax.grad(loss, has_aux=True)(params, sample, memory)
             updates, new_opt_state = transform.update(gradient, opt_state, params)
             learned = (optax.apply_updates(params, updates), new_opt_state)
+            if config.proximal == "ewma":
+                learned = (*learned, averages.update_average(proximal, learned[0], hparams.proximal_decay))
+            else:
+                learned = (*learned, proximal)
             info["gradient/norm"] = optax.tree.norm(gradient)
             if config.stop_at_target_kl:
                 # A mask, not a condition: under vmap a condition would run both branches anyway.
                 stopped = stopped | (info["policy/kl"] > hparams.target_kl)
-                learned = trees.where(stopped, (params, opt_state), learned)
+                learned = trees.where(stopped, (params, opt_state, proximal), learned)
                 info["update/share_applied"] = 1.0 - stopped.astype(jnp.float32)
             return (*learned, stopped), info
 
@@ -281,21 +373,33 @@ def ppo(
             parts = minibatches.shuffled(key, samples, state.actor.memory, config.num_minibatches, net.recurrent)
             return jax.lax.scan(update, carry, parts)
 
-        carry = (state.params, state.opt_state, jnp.bool_(False))
-        (params, opt_state, _), info = jax.lax.scan(epoch, carry, keys_epoch)
+        carry = (state.params, state.opt_state, state.proximal, jnp.bool_(False))
+        (params, opt_state, proximal, _), info = jax.lax.scan(epoch, carry, keys_epoch)
         metrics |= jax.tree.map(jnp.mean, info)
 
         seen = state.observation_statistics
         if config.normalize_observations:
             # After the update, so that the ratio is 1 in the first epoch.
             seen = statistics.update_statistics(seen, batch.obs, 2)
-        return State(key, params, opt_state, actor, seen, reward_scale, state.num_steps + 1), metrics
+        if config.actor_lag:
+            lagged = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), lagged, state.params)
+        return State(
+            key=key,
+            params=params,
+            opt_state=opt_state,
+            proximal=proximal,
+            lagged_params=lagged,
+            advantage_moments=advantage_moments,
+            actor=actor,
+            observation_statistics=seen,
+            reward_scale=reward_scale,
+            num_steps=state.num_steps + 1,
+        ), metrics
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
             output, memory = apply_one(net, state.params, see(state, obs), memory)
-        action = output.policy.mode() if key is None else output.policy.sample(key)
-        return to_env_action(env.action_space, action), memory
+        return acting.choose(env, output, key), memory
 
     return Algorithm(
         init, step, act, hyperparams, net.initial_memory, env_steps=batch_size, name="ppo", env=env, config=config
@@ -303,7 +407,13 @@ def ppo(
 
 
 def _loss(
-    output: Output, sample: _Sample, objective: Objective, hparams: Hyperparams, config: Config, progress: Array
+    output: Output,
+    variables: PyTree,
+    sample: _Sample,
+    objective: Objective,
+    hparams: Hyperparams,
+    config: Config,
+    progress: Array,
 ) -> tuple[Array, Metrics]:
     """The loss of one minibatch and its metrics."""
     log_prob = output.policy.log_prob(sample.action)
@@ -313,13 +423,14 @@ def _loss(
     )
     inputs = PolicyInputs(
         log_prob=log_prob,
-        behavior_log_prob=sample.log_prob,
+        behavior_log_prob=sample.log_prob if sample.behavior_log_prob is None else sample.behavior_log_prob,
         proximal_log_prob=sample.log_prob,
         policy=output.policy,
         proximal_policy=sample.policy,
         advantage=advantage,
         entropy=entropy,
         progress=progress,
+        variables=variables,
     )
     policy_loss, metrics = objective.loss(hparams.objective, inputs)
     if config.clip_value:
@@ -337,16 +448,15 @@ def _loss(
 
 
 _LEAVES = {
-    # name: (default, least, greatest)
-    "learning_rate": (2.5e-4, 0.0, math.inf),
-    "gamma": (0.99, 0.0, 1.0),
-    "gae_lambda": (0.95, 0.0, 1.0),
-    "entropy_coef": (0.01, -math.inf, math.inf),
-    "value_coef": (0.5, 0.0, math.inf),
-    "value_clip": (0.2, 0.0, math.inf),
-    "max_grad_norm": (0.5, 1e-12, math.inf),
-    "target_kl": (0.02, 0.0, math.inf),
-    "horizon": (math.inf, 1.0, math.inf),
+    "learning_rate": Leaf(2.5e-4, 0.0),
+    "gamma": Leaf(0.99, 0.0, 1.0),
+    "gae_lambda": Leaf(0.95, 0.0, 1.0),
+    "entropy_coef": Leaf(0.01),
+    "value_coef": Leaf(0.5, 0.0),
+    "value_clip": Leaf(0.2, 0.0),
+    "max_grad_norm": Leaf(0.5, 1e-12),
+    "target_kl": Leaf(0.02, 0.0, needs=("stop_at_target_kl", True)),
+    "proximal_decay": Leaf(0.9, 0.0, 1.0, needs=("proximal", "ewma")),
+    "advantage_decay": Leaf(0.9, 0.0, 1.0, needs=("normalize_advantage", "ewma")),
+    "horizon": Leaf(math.inf, 1.0),
 }
-_DEFAULTS = {name: default for name, (default, _, _) in _LEAVES.items()}
-_RANGES = {name: (least, greatest) for name, (_, least, greatest) in _LEAVES.items()}

@@ -10,10 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 
 import jaxrl
-from jaxrl.algorithms import ppo
+from jaxrl import estimators, objectives
+from jaxrl.algorithms import avg, ppo, stream_ac, stream_q
 from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.meta.pbt import Range, pbt
 from jaxrl.networks import NetworkConfig
+from jaxrl.networks.streaming import StreamingConfig
 from jaxrl.objectives import Clip
 from jaxrl.types import Algorithm
 
@@ -37,7 +39,7 @@ class Case:
     inert: dict[str, str]
 
 
-def _ppo(env: str, **network: Any) -> Callable[..., Algorithm]:
+def _ppo(env: str, changes: dict[str, Any] | None = None, **network: Any) -> Callable[..., Algorithm]:
     tiny = {
         "stop_at_target_kl": True,
         "num_envs": 4,
@@ -48,9 +50,10 @@ def _ppo(env: str, **network: Any) -> Callable[..., Algorithm]:
     }
 
     def make(**config: Any) -> Algorithm:
-        return ppo.ppo(jaxrl.make_env(env), config=ppo.Config(**{**tiny, **config}))
+        components = {name: config.pop(name) for name in ("objective", "estimator") if name in config}
+        return ppo.ppo(jaxrl.make_env(env), config=ppo.Config(**{**tiny, **config}), **components)
 
-    return make
+    return lambda **config: make(**{**(changes or {}), **config})
 
 
 # Narrow clips, a finite horizon and a finite target, so that each of them is reached within three small steps.
@@ -67,6 +70,8 @@ _PPO_OPTIONS = {
     "num_epochs": 3,
     "num_minibatches": 4,
     "normalize_advantage": "batch",
+    "proximal": "ewma",
+    "actor_lag": 1,
     "stop_at_target_kl": False,
     "clip_value": False,
     "schedule": "constant",
@@ -78,9 +83,46 @@ _PPO_OPTIONS = {
 }
 _PBT_RANGES = {"learning_rate": Range(1e-3, 1e-1), "objective.clip": Range(0.01, 0.4)}
 _CPU = {"matmul_precision": "one precision only on a CPU"}
+_PLAIN = {
+    **_CPU,
+    "proximal_decay": "only with proximal = ewma",
+    "advantage_decay": "only with normalize_advantage = ewma",
+}
+
+
+def _streaming(module: Any, env: str, **tiny: Any) -> Callable[..., Algorithm]:
+    """An algorithm of one environment; its factory has the name of its module."""
+    name = module.__name__.rpartition(".")[2]
+    tiny = {"num_steps": 8, "network": StreamingConfig(hidden=(8,)), **tiny}
+    return lambda **config: getattr(module, name)(jaxrl.make_env(env), module.Config(**{**tiny, **config}))
+
+
+_UNSCALED = {"normalize_observations": False, "normalize_rewards": False}
+_STREAM_OPTIONS = {
+    "num_steps": 16,
+    "optimizer": "adaptive_obgd",
+    "normalize_observations": True,
+    "normalize_rewards": True,
+    "reset": "cached",
+    "network": StreamingConfig(hidden=(8,), weight_norm=True),
+}
+# A rate so small that the bound of ObGD is reached by some steps only.
+_STREAM_HPARAMS = {"learning_rate": 0.05}
+_STREAM_Q_HPARAMS = {
+    **_STREAM_HPARAMS,
+    "epsilon_start": 0.8,
+    "epsilon_end": 0.4,
+    "epsilon_fraction": 0.5,
+    "horizon": 40,
+}
+_STREAM_INERT = {
+    **_CPU,
+    "reset_size": "the law asks with pooled resets, which one environment has not; see test_streaming.py",
+}
+_NO_BETA2 = {"beta2": "only with adaptive_obgd or adam"}
 
 CASES = {
-    "ppo-discrete": Case("ppo", _ppo("probe/Credit"), _PPO_HPARAMS, _PPO_OPTIONS, _CPU),
+    "ppo-discrete": Case("ppo", _ppo("probe/Credit"), _PPO_HPARAMS, _PPO_OPTIONS, _PLAIN),
     "ppo-continuous": Case(
         "ppo",
         lambda **config: _ppo("gymnax/Pendulum-v1")(
@@ -88,22 +130,90 @@ CASES = {
         ),
         _PPO_HPARAMS,
         {"normalize_observations": False, "normalize_rewards": False},
+        _PLAIN,
+    ),
+    "ppo-recurrent": Case("ppo", _ppo("probe/Memory", memory="gru", memory_size=8), _PPO_HPARAMS, {}, _PLAIN),
+    "ppo-decoupled": Case(
+        "ppo",
+        _ppo(
+            "probe/Credit",
+            {
+                "objective": objectives.clip(),
+                "estimator": estimators.vtrace(),
+                "proximal": "ewma",
+                "normalize_advantage": "ewma",
+                "actor_lag": 2,
+            },
+        ),
+        {name: value for name, value in _PPO_HPARAMS.items() if name != "objective"},
+        {},
         _CPU,
     ),
-    "ppo-recurrent": Case("ppo", _ppo("probe/Memory", memory="gru", memory_size=8), _PPO_HPARAMS, {}, _CPU),
     "ppo-population": Case(
         "ppo",
         lambda **config: jaxrl.population(_ppo("probe/Credit")(**config), 3),
         _PPO_HPARAMS,
         {},
-        _CPU,
+        _PLAIN,
     ),
     "ppo-pbt-population": Case(
         "ppo",
         lambda **config: pbt(_ppo("probe/Credit")(**config), 3, _PBT_RANGES, interval=2, truncation=0.34),
         _PPO_HPARAMS,
         {},
+        _PLAIN,
+    ),
+    "stream_q": Case(
+        "stream_q",
+        _streaming(stream_q, "probe/Credit", **_UNSCALED),
+        _STREAM_Q_HPARAMS,
+        {**_STREAM_OPTIONS, "target": "sarsa", "cut": "after"},
+        {**_STREAM_INERT, **_NO_BETA2},
+    ),
+    "stream_q-sarsa": Case(
+        "stream_q",
+        _streaming(
+            stream_q,
+            "probe/Credit",
+            **{**_UNSCALED, "normalize_observations": True, "target": "sarsa"},
+            optimizer="adaptive_obgd",
+        ),
+        _STREAM_Q_HPARAMS,
+        {},
         _CPU,
+    ),
+    "stream_ac-discrete": Case(
+        "stream_ac",
+        _streaming(stream_ac, "probe/Credit", **_UNSCALED),
+        _STREAM_HPARAMS,
+        _STREAM_OPTIONS,
+        {**_STREAM_INERT, **_NO_BETA2},
+    ),
+    "stream_ac-continuous": Case(
+        "stream_ac",
+        _streaming(stream_ac, "gymnax/Pendulum-v1", optimizer="adaptive_obgd"),
+        {},
+        {"normalize_observations": False, "normalize_rewards": False},
+        _CPU,
+    ),
+    "avg": Case(
+        "avg",
+        _streaming(avg, "gymnax/Pendulum-v1"),
+        {"beta1": 0.5},
+        {
+            "num_steps": 16,
+            "normalize_observations": False,
+            "scale_errors": False,
+            "network": StreamingConfig(hidden=(8,), layer_norm=False, unit_features=True),
+        },
+        _CPU,
+    ),
+    "avg-one-step": Case(
+        "avg",
+        _streaming(avg, "probe/ContinuousObservation"),
+        {"beta1": 0.5},
+        {"reset": "cached"},
+        {**_STREAM_INERT, "gamma": "every step terminates"},
     ),
 }
 

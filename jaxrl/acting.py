@@ -1,0 +1,72 @@
+"""What agents with an actor-critic network share: building it, collecting with it, acting with it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool
+
+from jaxrl import rollout
+from jaxrl.networks import ActorCritic, NetworkConfig, actor_critic
+from jaxrl.networks.actor_critic import Output, to_env_action
+from jaxrl.types import Action, Env, EnvParams, Key, Memory, Metrics, Observation
+
+Look = Callable[[Observation, Memory, Bool[Array, " B"]], tuple[Output, Memory]]
+"""`(obs [B], memory [B], start [B]) -> (output [B], memory [B])`: a network with its parameters."""
+
+
+def network_for(env: Env, network: ActorCritic | None, config: NetworkConfig) -> ActorCritic:
+    """The network given, or the one that a config describes for the environment's spaces.
+
+    Raises:
+      ValueError: both are given.
+    """
+    if network is not None and config != NetworkConfig():
+        raise ValueError(f"Pass a network or set config.network, not both; got {network} and {config}.")
+    return network or actor_critic(env.observation_space, env.action_space, **dataclasses.asdict(config))
+
+
+def collect(
+    key: Key,
+    env: Env,
+    env_params: EnvParams,
+    actor: rollout.ActorState,
+    look: Look,
+    num_steps: int,
+    reset: rollout.Reset,
+    keep_log_prob: bool = False,
+) -> tuple[rollout.ActorState, rollout.Transition, Metrics]:
+    """Steps B environments T times with actions sampled from a policy.
+
+    Args:
+      key: a random key.
+      env: the environment.
+      env_params: its parameters.
+      actor: from `rollout.start` or the last call.
+      look: the policy that acts.
+      num_steps: T.
+      reset: where new episodes start.
+      keep_log_prob: whether `extras` of the transitions is the log-probability of the action, [T, B]; otherwise ().
+
+    Returns:
+      As `rollout.collect`.
+    """
+    key_noise, key_collect = jax.random.split(key)
+
+    def policy(noise: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
+        output, memory = look(obs, memory, start)
+        action = output.policy.sample_from(noise)
+        extras = output.policy.log_prob(action) if keep_log_prob else ()
+        return action, to_env_action(env.action_space, action), memory, extras
+
+    # The noise of all steps in one draw: inside the loop over time it would cost more than the network.
+    shapes, _ = jax.eval_shape(look, actor.obs, actor.memory, actor.start)
+    noise = jax.vmap(shapes.policy.noise)(jax.random.split(key_noise, num_steps))
+    return rollout.collect(key_collect, env, env_params, actor, policy, noise, reset)
+
+
+def choose(env: Env, output: Output, key: Key | None) -> Action:
+    """An action for the environment from a policy over one observation: sampled, or the mode if the key is None."""
+    action = output.policy.mode() if key is None else output.policy.sample(key)
+    return to_env_action(env.action_space, action)
