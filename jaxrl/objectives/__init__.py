@@ -1,5 +1,23 @@
 """Policy objectives, written and learned, under one protocol (`jaxrl.types.Objective`)."""
 
-from jaxrl.objectives.surrogate import Clip, KLPenalty, clip, kl_penalty
+from jaxrl.objectives.surrogate import DPO, MDPO, SPO, Clip, KLPenalty, clip, dpo, kl_penalty, mdpo, spo
+from jaxrl.objectives.weighted import AWR, VMPO, Multipliers, awr, policy_gradient, vmpo
 
-__all__ = ["Clip", "KLPenalty", "clip", "kl_penalty"]
+__all__ = [
+    "AWR",
+    "DPO",
+    "MDPO",
+    "SPO",
+    "VMPO",
+    "Clip",
+    "KLPenalty",
+    "Multipliers",
+    "awr",
+    "clip",
+    "dpo",
+    "kl_penalty",
+    "mdpo",
+    "policy_gradient",
+    "spo",
+    "vmpo",
+]

@@ -2,7 +2,13 @@
 
 Where the policy that acted differs from the one to stay close to, each sample is weighted by π_proximal / π_behavior
 (Hilton et al. 2022, arXiv:2110.00641, eq. 3): two policies that are one and the same unless an algorithm keeps another.
+As in the code of these authors, π / π_behavior counts as 100 where it is greater, and the weight is lowered to that
+end; a sample with a smaller one is not touched.
+
+At r = 1 the gradient of each of them is the policy gradient, -E[weight A ∇log π].
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +40,52 @@ class KLPenalty:
     beta: Float[Array, ""]
 
 
+@struct.dataclass
+class SPO:
+    """Coefficients of `spo`.
+
+    Attributes:
+      epsilon: ε, the distance of the ratio from 1 at which a sample has had its gain.
+    """
+
+    epsilon: Float[Array, ""]
+
+
+@struct.dataclass
+class DPO:
+    """Coefficients of `dpo`.
+
+    Attributes:
+      alpha: α, scale of the drift where the advantage is positive.
+      beta: β, scale of the drift where it is negative.
+    """
+
+    alpha: Float[Array, ""]
+    beta: Float[Array, ""]
+
+
+@struct.dataclass
+class MDPO:
+    """Coefficients of `mdpo`.
+
+    Attributes:
+      step_size: t at the beginning; the weight of the KL divergence is 1/t.
+    """
+
+    step_size: Float[Array, ""]
+
+
+# Of π / π_behavior: the default of the authors of PPO-EWMA.
+_LOG_MAX_WEIGHT = math.log(100.0)
+# Of 1 - progress: `mdpo` divides by it.
+_MIN_REMAINING = 1e-4
+
+
 def _ratios(inputs: PolicyInputs) -> tuple[Array, Array]:
+    """π / π_proximal and the weight of each sample, π_proximal / π_behavior unless their product exceeds 100."""
     ratio = jnp.exp(inputs.log_prob - inputs.proximal_log_prob)
-    weight = jnp.exp(inputs.proximal_log_prob - inputs.behavior_log_prob)
+    least = jax.lax.stop_gradient(inputs.log_prob) - _LOG_MAX_WEIGHT
+    weight = jnp.exp(inputs.proximal_log_prob - jnp.maximum(inputs.behavior_log_prob, least))
     return ratio, weight
 
 
@@ -109,3 +158,128 @@ def kl_penalty(beta: float = 1.0) -> Objective:
         return -jnp.mean(gain), {"policy/penalty": jnp.mean(divergence)}
 
     return Objective(init, loss, name="kl_penalty")
+
+
+@memoize
+def spo(epsilon: float = 0.2) -> Objective:
+    """Simple policy optimization (Xie et al. 2025, arXiv:2401.16025, eq. 16), to be minimized.
+
+        L = -E[ r A - |A| (r - 1)² / (2ε) ]
+
+    A sample's gain is greatest at r = 1 + ε sign(A). Beyond that its gradient leads back, where that of `clip` is zero.
+
+    Args:
+      epsilon: the default of the coefficient `epsilon`.
+
+    Returns:
+      The objective; its params are an `SPO`. Metric `policy/ratio_deviation`: the mean of |r - 1|.
+
+    Raises:
+      ValueError: `epsilon` is not positive.
+
+    Example:
+      >>> spo().init(jax.random.key(0)).epsilon.item()
+      0.20000000298023224
+    """
+    if not epsilon > 0:
+        raise ValueError(f"spo: epsilon must be positive; got epsilon = {epsilon}.")
+
+    def init(key: jax.Array) -> SPO:
+        del key
+        return SPO(epsilon=jnp.float32(epsilon))
+
+    def loss(params: SPO, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
+        ratio, weight = _ratios(inputs)
+        penalty = jnp.abs(inputs.advantage) * jnp.square(ratio - 1) / (2 * params.epsilon)
+        gain = ratio * inputs.advantage - penalty
+        return -jnp.mean(weight * gain), {"policy/ratio_deviation": jnp.mean(jnp.abs(ratio - 1))}
+
+    return Objective(init, loss, name="spo")
+
+
+@memoize
+def dpo(alpha: float = 2.0, beta: float = 0.6) -> Objective:
+    """Discovered policy optimization (Lu et al. 2022, arXiv:2210.05639, its closed form), to be minimized.
+
+        L = -E[ r A - f(r, A) ]
+        f = ReLU( (r-1) A - α tanh((r-1) A / α) )       where A >= 0
+            ReLU( A log r - β tanh(A log r / β) )       elsewhere
+
+    The drift f and its slope are zero at r = 1. Where A > 0 the gain goes to α + A as r grows, instead of stopping at
+    a bound; where A < 0 it is greatest at a ratio below 1 and falls beyond it. The constants are those with which the
+    authors replaced a learned drift.
+
+    Args:
+      alpha: the default of the coefficient `alpha`.
+      beta: the default of the coefficient `beta`.
+
+    Returns:
+      The objective; its params are a `DPO`. Metric `policy/drift`: the mean of f.
+
+    Raises:
+      ValueError: `alpha` or `beta` is not positive.
+
+    Example:
+      >>> dpo(alpha=1.5).init(jax.random.key(0)).alpha.item()
+      1.5
+    """
+    if not (alpha > 0 and beta > 0):
+        raise ValueError(f"dpo: alpha and beta must be positive; got alpha = {alpha}, beta = {beta}.")
+
+    def init(key: jax.Array) -> DPO:
+        del key
+        return DPO(alpha=jnp.float32(alpha), beta=jnp.float32(beta))
+
+    def loss(params: DPO, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
+        ratio, weight = _ratios(inputs)
+        advantage = inputs.advantage
+        rise = (ratio - 1) * advantage
+        fall = (inputs.log_prob - inputs.proximal_log_prob) * advantage
+        drift = jnp.where(
+            advantage >= 0,
+            jax.nn.relu(rise - params.alpha * jnp.tanh(rise / params.alpha)),
+            jax.nn.relu(fall - params.beta * jnp.tanh(fall / params.beta)),
+        )
+        return -jnp.mean(weight * (ratio * advantage - drift)), {"policy/drift": jnp.mean(drift)}
+
+    return Objective(init, loss, name="dpo")
+
+
+@memoize
+def mdpo(step_size: float = 1.0) -> Objective:
+    """On-policy mirror descent (Tomar et al. 2022, arXiv:2005.09814, section 4.1), to be minimized.
+
+        L = -E[ r A - KL(π(·|s) ‖ π_proximal(·|s)) / t ],   t = step_size (1 - progress)
+
+    The divergence is the other way round than in `kl_penalty`. Its gradient is zero at the first optimizer step of an
+    iteration, so it acts through the later ones: the authors take ten, each on the whole rollout. Its weight grows with
+    progress, hence it needs a finite training horizon, and 1 - progress counts as 1e-4 where it is smaller.
+
+    Args:
+      step_size: the default of the coefficient `step_size`.
+
+    Returns:
+      The objective; its params are an `MDPO`. Metrics `policy/penalty`: the mean KL divergence; `policy/step_size`: t.
+
+    Raises:
+      ValueError: `step_size` is not positive.
+
+    Example:
+      >>> mdpo().init(jax.random.key(0)).step_size.item()
+      1.0
+    """
+    if not step_size > 0:
+        raise ValueError(f"mdpo: step_size must be positive; got step_size = {step_size}.")
+
+    def init(key: jax.Array) -> MDPO:
+        del key
+        return MDPO(step_size=jnp.float32(step_size))
+
+    def loss(params: MDPO, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
+        ratio, weight = _ratios(inputs)
+        divergence = inputs.policy.kl(inputs.proximal_policy)
+        step = params.step_size * jnp.maximum(1 - inputs.progress, _MIN_REMAINING)
+        gain = weight * ratio * inputs.advantage - divergence / step
+        return -jnp.mean(gain), {"policy/penalty": jnp.mean(divergence), "policy/step_size": step}
+
+    return Objective(init, loss, name="mdpo")

@@ -141,12 +141,13 @@ def vtrace(
 
         ρ_t = min(clip_rho, π/μ),   c_t = λ min(clip_c, π/μ)
         v_t = V(s_t) + ρ_t δ_t + γ (1 - ended_t) c_t (v_{t+1} - V(s_{t+1}))
-        A_t = ρ_t (r_t + γ (1 - terminated_t) v_{t+1} - V(s_t)),
+        A_t = ρ_t (r_t + γ (1 - terminated_t) [λ v_{t+1} + (1 - λ) V(s_{t+1})] - V(s_t)),
 
-    with δ as in `gae`, and in A the value V(s'_t) in place of v_{t+1} where the episode was truncated and at the last
-    row.
+    with δ as in `gae`, and in A the value V(s'_t) in place of the bracket where the episode was truncated and at the
+    last row. Where both policies are one, A is the advantage of `gae` with the same λ.
 
-    Source: Espeholt et al. 2018, arXiv:1802.01561, equation 1, remark 2 for λ, section 4.2 for the advantage.
+    Source: Espeholt et al. 2018, arXiv:1802.01561, equation 1, remark 2 for λ, section 4.2 for the advantage with
+    λ = 1; for other λ the bracket is that of rlax.
 
     Args:
       reward: r_t.
@@ -168,7 +169,9 @@ def vtrace(
     trace = _broadcast(trace_lambda, reward) * jnp.minimum(_broadcast(clip_c, reward), ratio)
     target = value + _sum_errors(reward, value, next_value, terminated, truncated, gamma, trace, rho)
     bootstrap = jnp.where(terminated, 0.0, next_value)
-    successor = jnp.where(terminated | truncated, bootstrap, _shift(target, bootstrap[-1]))
+    mixing = _broadcast(trace_lambda, reward)
+    later = mixing * _shift(target, bootstrap[-1]) + (1.0 - mixing) * _shift(value, bootstrap[-1])
+    successor = jnp.where(terminated | truncated, bootstrap, later)
     return target, rho * (reward + _broadcast(gamma, reward) * successor - value)
 
 

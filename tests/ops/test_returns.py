@@ -110,7 +110,11 @@ def vtrace_target_oracle(x, t, gamma, trace_lambda, clip_rho=1.3, clip_c=0.8):
 def vtrace_advantage_oracle(x, t, gamma, trace_lambda):
     rho = min(1.3, np.exp(x["log_ratio"][t]))
     cut = last_row(x, t) == t
-    after = bootstrap(x, t) if cut else vtrace_target_oracle(x, t + 1, gamma, trace_lambda)
+    if cut:
+        after = bootstrap(x, t)
+    else:
+        later = vtrace_target_oracle(x, t + 1, gamma, trace_lambda)
+        after = trace_lambda * later + (1 - trace_lambda) * x["value"][t + 1]
     return rho * (x["reward"][t] + gamma * after - x["value"][t])
 
 
