@@ -5,7 +5,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from jaxrl.types import Objective
+from jaxrl.types import Estimator, Objective
 
 
 def count(owner: str, name: str, value: Any) -> None:
@@ -69,4 +69,22 @@ def heads(owner: str, objective: Objective, present: tuple[tuple[str, int], ...]
         raise ValueError(
             f"{owner}: the objective {objective.name!r} needs the heads {missing}, which the network lacks: "
             f"pass network=actor_critic(..., heads={objective.heads})."
+        )
+
+
+def estimator(owner: str, estimator: Estimator, num_envs: int) -> None:
+    """Checks that there are as many environments as an estimator needs.
+
+    Args:
+      owner: the algorithm, for the message.
+      estimator: of advantages.
+      num_envs: B.
+
+    Raises:
+      ValueError: there are fewer.
+    """
+    if num_envs < estimator.min_envs:
+        raise ValueError(
+            f"{owner}: the estimator {estimator.name!r} needs num_envs of at least {estimator.min_envs}; "
+            f"got num_envs = {num_envs}."
         )

@@ -216,17 +216,13 @@ def ppo(
     validation.counts("ppo", config, ("num_envs", "num_steps", "num_epochs", "num_minibatches"))
     validation.choices("ppo", config)
     validation.heads("ppo", objective, net.heads)
+    validation.estimator("ppo", estimator, config.num_envs)
     reset.validate(config.num_envs)
     minibatches.validate(config.num_steps, config.num_envs, config.num_minibatches, net.recurrent)
     if config.actor_lag < 0 or (config.proximal == "recent" and not config.actor_lag):
         raise ValueError(
             "ppo: actor_lag must not be negative, and proximal = 'recent' needs an actor_lag of at least 1 (without "
             f"one it is 'behavior'); got actor_lag = {config.actor_lag}, proximal = {config.proximal!r}."
-        )
-    if config.num_envs < estimator.min_envs:
-        raise ValueError(
-            f"ppo: the estimator {estimator.name!r} needs num_envs of at least {estimator.min_envs}; got num_envs = "
-            f"{config.num_envs}."
         )
     batch_size = config.num_envs * config.num_steps
     precision = config.matmul_precision
