@@ -1,15 +1,17 @@
 """Evaluation: a fixed number of whole episodes with a key of their own and statistics frozen in the state."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrl.ops import trees
-from jaxrl.types import Algorithm, EnvParams, Key, State
+from jaxrl.ops.members import over_members
+from jaxrl.types import Algorithm, Env, EnvParams, Hyperparams, Key, State, memoize
 
 
 @struct.dataclass
@@ -30,6 +32,46 @@ class Episodes:
     def mean_return(self) -> Float[Array, ""]:
         """Mean return of the finished episodes; NaN if none finished."""
         return jnp.sum(jnp.where(self.finished, self.returns, 0.0), -1) / jnp.sum(self.finished, -1)
+
+
+class EvaluationPlan(NamedTuple):
+    """When and how to evaluate.
+
+    Attributes:
+      num_evaluations: spread evenly over the segments, the last at the end.
+      play: `(key, state, hparams) -> Episodes` with leaves [E], or [P, E] for a population; see `play_episodes`.
+    """
+
+    num_evaluations: int
+    play: Callable[[Key, State, Hyperparams], Episodes]
+
+
+# Of episodes in environments without a time limit of their own.
+_MAX_STEPS = 10_000
+
+
+def time_limit(env: Env | None, env_params: EnvParams) -> int:
+    """After how many steps an evaluation episode counts as unfinished, where parameters may raise the time limit.
+
+    Args:
+      env: the environment, or None if there is none.
+      env_params: its parameters. Those with `max` and `steps` in their names are time limits; leaves may have further
+        axes, of members or settings.
+
+    Returns:
+      The greatest of the environment's own limit and of those among the parameters; 10,000 if there is none.
+
+    Example:
+      >>> import jaxrl
+      >>> env = jaxrl.make_env("gymnax/CartPole-v1")
+      >>> time_limit(env, env.default_params())
+      500
+    """
+    if env is None:
+        return _MAX_STEPS
+    named = trees.named_leaves(env_params).items()
+    limits = [int(np.max(leaf)) for name, leaf in named if "max" in name and "steps" in name]
+    return max([env.max_episode_steps or 0, *limits]) or _MAX_STEPS
 
 
 def evaluate(
@@ -105,3 +147,56 @@ def evaluate(
         return jax.lax.while_loop(unfinished, step, (jnp.int32(0), env_state, obs, memory, episodes))[-1]
 
     return run
+
+
+@memoize
+def play_episodes(
+    member: Algorithm,
+    num_episodes: int,
+    sampled: bool = False,
+    max_steps: int | None = None,
+    num_seeds: int | None = None,
+    num_devices: int = 1,
+    chunk: int | None = None,
+) -> Callable[[Key, State, Hyperparams], Episodes]:
+    """Evaluation of one learner or of each member of a population, for an `EvaluationPlan`.
+
+    Args:
+      member: the algorithm of one member.
+      num_episodes: E, for each member.
+      sampled: as for `evaluate`.
+      max_steps: as for `evaluate`.
+      num_seeds: P if the state is that of a population.
+      num_devices: as for the population.
+      chunk: as for the population.
+
+    Returns:
+      `(key, state, hparams) -> Episodes`; the environment's parameters are `hparams.env`, of which a leaf with one more
+      axis than the member's default has one value a member.
+    """
+    play = evaluate(member, num_episodes, max_steps, sampled)
+    if num_seeds is None:
+        return lambda key, state, hparams: play(key, state, hparams.env)
+    axes = lambda env: jax.tree.map(lambda leaf, one: 0 if leaf.ndim > one.ndim else None, env, default)
+    default = member.hyperparams().env
+
+    def play_all(key: Key, state: State, hparams: Hyperparams) -> Episodes:
+        keys = key if key.ndim else jax.random.split(key, num_seeds)
+        return over_members(play, (0, 0, axes(hparams.env)), num_devices, chunk)(keys, state, hparams.env)
+
+    return play_all
+
+
+def mean_of_finished(episodes: Episodes, members: int) -> np.ndarray:
+    """Mean return of each member's finished episodes in float64 on the host; NaN where none finished.
+
+    Args:
+      episodes: leaves [E], or [P, E] for a population.
+      members: P, 1 for a single learner.
+
+    Returns:
+      Shape [P].
+    """
+    finished = np.reshape(episodes.finished, (members, -1))
+    total = np.where(finished, np.reshape(episodes.returns, (members, -1)), 0.0).sum(axis=1, dtype=np.float64)
+    return np.divide(total, finished.sum(axis=1), out=np.full(members, np.nan), where=finished.any(axis=1))

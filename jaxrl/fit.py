@@ -6,10 +6,7 @@ length, or with the last iteration, whatever came before, and one compiled progr
 Of several processes (`jax.distributed`) the first writes, holds the lock and speaks; see `jaxrl.processes`.
 """
 
-import collections
-import concurrent.futures
 import contextlib
-import functools
 import math
 import signal
 import threading
@@ -20,63 +17,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
-import xarray
 
-from jaxrl import checkpoint, memory, processes, runs, sinks
-from jaxrl.evaluation import Episodes, evaluate
+from jaxrl import checkpoint, memory, processes, programs, progress, runs, sinks
+from jaxrl.evaluation import EvaluationPlan, mean_of_finished, play_episodes
 from jaxrl.ops import trees
-from jaxrl.ops.members import over_members
+from jaxrl.programs import prepare
+from jaxrl.progress import Progress
 from jaxrl.runs import Run
 from jaxrl.sinks import Sink
-from jaxrl.types import Algorithm, Hyperparams, Key, Metrics, State, memoize
+from jaxrl.types import Algorithm, Hyperparams, Key, State
 
-# What must be finite in every iteration. Others may not be: explained variance is not where nothing varies.
-_FINITE_GROUPS = ("loss/", "gradient/")
-
-
-class EvaluationPlan(NamedTuple):
-    """When and how to evaluate.
-
-    Attributes:
-      num_evaluations: spread evenly over the segments, the last at the end.
-      play: `(key, state, hparams) -> Episodes` with leaves [E], or [P, E] for a population; see `play_episodes`.
-    """
-
-    num_evaluations: int
-    play: Callable[[Key, State, Hyperparams], Episodes]
-
-
-class Progress(NamedTuple):
-    """What is known after a segment.
-
-    Attributes:
-      iteration: done so far.
-      total_iterations: of the whole run.
-      env_steps: transitions so far of each member.
-      steps_per_second: transitions of all members per second of training, without compilation.
-      returns: mean return of the episodes that ended in this segment, NaN where none did, [P].
-      mean_return: over the members whose return is known; NaN if there are none.
-      interval: 95% confidence interval of that mean (Student's t over members); NaN with fewer than two.
-      evaluation: mean return of each member if there was an evaluation now, [P].
-      seconds: since the run began, over all its processes.
-      compile_seconds: thereof for compilation.
-      eta_seconds: expected until the end.
-      diverged: transitions of the member at which it was seen to diverge, by member.
-    """
-
-    iteration: int
-    total_iterations: int
-    env_steps: int
-    steps_per_second: float
-    returns: np.ndarray
-    mean_return: float
-    interval: tuple[float, float]
-    evaluation: np.ndarray | None
-    seconds: float
-    compile_seconds: float
-    eta_seconds: float
-    diverged: dict[int, int]
+__all__ = ["EvaluationPlan", "Progress", "Result", "fit", "play_episodes", "prepare", "signals"]
 
 
 class Result(NamedTuple):
@@ -165,8 +116,8 @@ def fit(
     segment = min(segment, total_iterations)
     members, steps = num_seeds or 1, algorithm.env_steps // (num_seeds or 1)
     key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
-    key_train, key_evaluation = _split(key)
-    template = _template(algorithm, key_train, hparams)
+    key_train, key_evaluation = programs.split_key(key)
+    template = programs.state_template(algorithm, key_train, hparams)
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals(on_message))
@@ -178,11 +129,11 @@ def fit(
         info = saved[2] if saved else _new_info(members, hparams)
         compiling = time.perf_counter()
         with processes.together():
-            programs = prepare(algorithm, key, hparams, segment, num_seeds, evaluation)
+            compiled = prepare(algorithm, key, hparams, segment, num_seeds, evaluation)
         info["compile_seconds"] += time.perf_counter() - compiling
-        info["bytes"] = memory.compiled_bytes(programs.advance)
-        state, iteration = saved[:2] if saved else (_call(programs.init, key_train, hparams), 0)
-        state, hparams, _ = _placed(programs.advance, state, hparams, jnp.int32(0))
+        info["bytes"] = memory.compiled_bytes(compiled.advance)
+        state, iteration = saved[:2] if saved else (programs.call(compiled.init, key_train, hparams), 0)
+        state, hparams, _ = programs.placed(compiled.advance, state, hparams, jnp.int32(0))
         outlets = [*([sinks.jsonl(run.path / "log.jsonl")] if run and log else []), *extra_sinks]
         with processes.together():
             for sink in outlets:
@@ -194,29 +145,31 @@ def fit(
             first, iteration = iteration, min((iteration // segment + 1) * segment, total_iterations)
             started = time.perf_counter()
             with memory.explained(algorithm, num_seeds):
-                done = programs.advance(state, hparams, _placed_number(programs.advance, iteration - first))
+                done = compiled.advance(state, hparams, programs.placed_number(compiled.advance, iteration - first))
                 state, metrics = jax.block_until_ready(done)
             info["train_seconds"] += time.perf_counter() - started
 
             metrics = jax.device_get(processes.fetch(metrics))
-            bad = np.broadcast_to(processes.fetch(_not_finite(state, num_seeds)), members)
+            bad = np.broadcast_to(processes.fetch(progress.not_finite(state, num_seeds)), members)
             episodes = played = None
             if evaluation and _is_due(evaluation.num_evaluations, iteration, segment, total_iterations):
-                episodes = _call(programs.play, _fold_in(key_evaluation, iteration), state, hparams)
+                episodes = programs.call(
+                    compiled.play, programs.evaluation_key(key_evaluation, iteration), state, hparams
+                )
                 episodes = jax.device_get(processes.fetch(episodes))
             with processes.together():
-                metrics = _by_member(metrics, iteration - first, members)
-                _note_divergence(info, metrics, bad, first, steps, on_message)
-                returns = _segment_returns(metrics, members)
+                metrics = progress.by_member(metrics, iteration - first, members)
+                progress.note_divergence(info, metrics, bad, first, steps, on_message)
+                returns = progress.segment_returns(metrics, members)
                 info["returns"] = np.where(np.isnan(returns), info["returns"], returns).tolist()
                 if run:
                     run.write_segment(first, runs.segment_dataset(metrics, first, steps, rows_per_segment))
                 if episodes:
-                    played = _mean_of_finished(episodes, members)
+                    played = mean_of_finished(episodes, members)
                     info["evaluation"] = played.tolist()
                     if run:
-                        run.write_evaluation(iteration, _evaluation_dataset(episodes, members, iteration * steps))
-                _feed(outlets, metrics, played, float(iteration * steps))
+                        run.write_evaluation(iteration, progress.episodes_dataset(episodes, members, iteration * steps))
+                progress.feed(outlets, metrics, played, float(iteration * steps))
 
             now = time.perf_counter()
             info["seconds"], told_time = info["seconds"] + now - told_time, now
@@ -225,60 +178,26 @@ def fit(
             whole = processes.fetch(state) if due else None
             with processes.together():
                 if due:
-                    is_best = _note_best(info, played if evaluation else returns)
+                    is_best = progress.note_best(info, played if evaluation else returns)
                     if run:
                         checkpoint.save(run.checkpoints, iteration, whole, info, keep_last, is_best)
                     saved_at, saved_time = iteration, time.perf_counter()
-                on_segment(_progress(info, returns, played, iteration, total_iterations, algorithm.env_steps, members))
+                on_segment(
+                    progress.progress_after(
+                        info, returns, played, iteration, total_iterations, algorithm.env_steps, members
+                    )
+                )
 
         due = keeps and iteration != saved_at and (save_final or iteration < total_iterations)
         whole = processes.fetch(state) if due else None
         with processes.together():
             if run and due:
                 checkpoint.save(run.checkpoints, iteration, whole, info, keep_last)
-            results = _results(info, iteration, total_iterations, algorithm.env_steps, members)
+            results = progress.results_table(info, iteration, total_iterations, algorithm.env_steps, members)
             if run:
                 run.write_results(results)
         stopped = _signal(stop, on_message)
     return Result(state, iteration, stopped or None, results)
-
-
-@memoize
-def play_episodes(
-    member: Algorithm,
-    num_episodes: int,
-    sampled: bool = False,
-    max_steps: int | None = None,
-    num_seeds: int | None = None,
-    num_devices: int = 1,
-    chunk: int | None = None,
-) -> Callable[[Key, State, Hyperparams], Episodes]:
-    """Evaluation of one learner or of each member of a population, for an `EvaluationPlan`.
-
-    Args:
-      member: the algorithm of one member.
-      num_episodes: E, for each member.
-      sampled: as for `evaluate`.
-      max_steps: as for `evaluate`.
-      num_seeds: P if the state is that of a population.
-      num_devices: as for the population.
-      chunk: as for the population.
-
-    Returns:
-      `(key, state, hparams) -> Episodes`; the environment's parameters are `hparams.env`, of which a leaf with one more
-      axis than the member's default has one value a member.
-    """
-    play = evaluate(member, num_episodes, max_steps, sampled)
-    if num_seeds is None:
-        return lambda key, state, hparams: play(key, state, hparams.env)
-    axes = lambda env: jax.tree.map(lambda leaf, one: 0 if leaf.ndim > one.ndim else None, env, default)
-    default = member.hyperparams().env
-
-    def play_all(key: Key, state: State, hparams: Hyperparams) -> Episodes:
-        keys = key if key.ndim else jax.random.split(key, num_seeds)
-        return over_members(play, (0, 0, axes(hparams.env)), num_devices, chunk)(keys, state, hparams.env)
-
-    return play_all
 
 
 def _load(
@@ -353,160 +272,6 @@ def _new_info(members: int, hparams: Hyperparams) -> dict[str, Any]:
     }
 
 
-@functools.partial(jax.jit, static_argnames=("algorithm", "capacity"), donate_argnames=("state",))
-def _advance(
-    algorithm: Algorithm, state: State, hparams: Hyperparams, num_steps: jax.Array, capacity: int
-) -> tuple[State, Metrics]:
-    """`training.advance` by a number of steps that is data, at most `capacity`: one program for all segments."""
-    # An inner jit is traced once, though both `eval_shape` and the loop use it.
-    step = jax.jit(algorithm.step, inline=True)
-    rows = jax.tree.map(lambda m: jnp.zeros((capacity, *m.shape), m.dtype), jax.eval_shape(step, state, hparams)[1])
-
-    def body(index: jax.Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
-        state, metrics = step(carry[0], hparams)
-        return state, jax.tree.map(lambda all_rows, row: all_rows.at[index].set(row), carry[1], metrics)
-
-    return jax.lax.fori_loop(0, num_steps, body, (state, rows))
-
-
-@functools.partial(jax.jit, static_argnames="algorithm")
-def _init(algorithm: Algorithm, key: Key, hparams: Hyperparams) -> State:
-    return trees.as_arrays(algorithm.init(key, hparams))
-
-
-def _template(algorithm: Algorithm, key: Key, hparams: Hyperparams) -> State:
-    return jax.eval_shape(functools.partial(_init, algorithm), key, hparams)
-
-
-class Programs(NamedTuple):
-    """What `fit` runs, compiled.
-
-    Attributes:
-      init: `(key, hparams) -> state`.
-      advance: `(state, hparams, number of iterations) -> (state, metrics)`; the state is donated.
-      play: `(key, state, hparams) -> Episodes`, or None without an evaluation.
-    """
-
-    init: Any
-    advance: Any
-    play: Any
-
-
-def prepare(
-    algorithm: Algorithm,
-    key: Key,
-    hparams: Hyperparams,
-    segment: int,
-    num_seeds: int | None = None,
-    evaluation: EvaluationPlan | None = None,
-) -> Programs:
-    """Compiles what `fit` needs, side by side, or finds it among what this process has compiled before.
-
-    May be called in a thread, so that one run is compiled while another one trains.
-
-    Args:
-      algorithm: as for `fit`.
-      key: of shape [], or [P].
-      hparams: as for `fit`; only shapes matter.
-      segment: as for `fit`.
-      num_seeds: as for `fit`.
-      evaluation: as for `fit`.
-
-    Raises:
-      OutOfMemoryError: the memory that there is does not suffice; the message names what to lower.
-    """
-    hparams = trees.as_arrays(hparams)
-    key, _ = _split(key)
-    template = _template(algorithm, key, hparams)
-
-    def check_estimate(traced: Any) -> None:
-        num_devices = memory.num_devices(traced.jaxpr.jaxpr)
-        if processes.is_several() and num_devices != jax.device_count():
-            raise ValueError(
-                f"Of {jax.process_count()} processes each must have its part of the program, but it is spread over "
-                f"num_devices = {num_devices} of {jax.device_count()} devices: "
-                f"population(..., num_devices={jax.device_count()}) is spread over all."
-            )
-        needed = memory.estimate_of_trace(traced, template)
-        have = _available(num_devices)
-        memory.check(needed.total, have, algorithm, num_seeds, memory.describe(needed))
-
-    with memory.explained(algorithm, num_seeds):
-        # Tracing holds Python's lock, compiling does not.
-        advance = _compiled(_advance, (algorithm,), (template, hparams, jnp.int32(segment)), (segment,), check_estimate)
-        init = _compiled(_init, (algorithm,), (key, hparams))
-        play = evaluation and _compiled(_play, (evaluation.play,), (key, template, hparams))
-        programs = Programs(init.result(), advance.result(), play and play.result())
-    have = _available(len(programs.advance.input_shardings[0][2].device_set))
-    memory.check(memory.compiled_bytes(programs.advance) or 0, have, algorithm, num_seeds, "as compiled")
-    return programs
-
-
-@functools.partial(jax.jit, static_argnames="play")
-def _play(
-    play: Callable[[Key, State, Hyperparams], Episodes], key: Key, state: State, hparams: Hyperparams
-) -> Episodes:
-    return play(key, state, hparams)
-
-
-def _available(num_devices: int) -> int | None:
-    """Bytes free for all devices of all processes; on CPUs each process is taken to have a machine of its own."""
-    have = memory.available(num_devices)
-    return have * jax.process_count() if have is not None and jax.default_backend() == "cpu" else have
-
-
-_MAX_PROGRAMS = 24
-_programs: collections.OrderedDict[Any, "concurrent.futures.Future[Any]"] = collections.OrderedDict()
-_programs_lock = threading.Lock()
-_compilers = concurrent.futures.ThreadPoolExecutor(2, "compile")
-
-
-def _compiled(
-    function: Any,
-    statics: tuple[Any, ...],
-    arguments: tuple[Any, ...],
-    trailing: tuple[Any, ...] = (),
-    check: Callable[[Any], None] = lambda traced: None,
-) -> "concurrent.futures.Future[Any]":
-    """Traces now, checks what was traced, and compiles in the background; once for equal arguments."""
-    leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    name = (function, statics, structure, shapes, trailing)
-    with _programs_lock:
-        if name not in _programs:
-            traced = function.trace(*statics, *arguments, *trailing)
-            check(traced)
-            _programs[name] = _compilers.submit(lambda: traced.lower().compile())
-            _programs[name].add_done_callback(lambda done: done.exception() and _programs.pop(name, None))
-        while len(_programs) > _MAX_PROGRAMS:
-            _programs.popitem(last=False)
-        _programs.move_to_end(name)
-        return _programs[name]
-
-
-def _placed(program: Any, *arguments: Any) -> tuple[Any, ...]:
-    """Arguments where the program wants them: spread over devices if it is."""
-    return processes.place(arguments, program.input_shardings[0])
-
-
-def _call(program: Any, *arguments: Any) -> Any:
-    return program(*_placed(program, *arguments))
-
-
-def _placed_number(program: Any, number: int) -> jax.Array:
-    return processes.place(jnp.int32(number), program.input_shardings[0][2])
-
-
-def _split(key: Key) -> tuple[Key, Key]:
-    """Keys of training and evaluation, shape [] or [P] as the key's."""
-    pairs = jax.random.split(key) if not key.ndim else jax.vmap(jax.random.split, out_axes=1)(key)
-    return pairs[0], pairs[1]
-
-
-def _fold_in(key: Key, number: int) -> Key:
-    return jax.random.fold_in(key, number) if not key.ndim else jax.vmap(jax.random.fold_in, (0, None))(key, number)
-
-
 @contextlib.contextmanager
 def signals(on_message: Callable[[str], None]) -> Iterator[list[int]]:
     """Collects SIGTERM and SIGINT in a list instead of dying; a second SIGINT interrupts at once."""
@@ -542,167 +307,3 @@ def _is_due(num_evaluations: int, iteration: int, segment: int, total_iterations
     """Whether an evaluation falls due with the segment that ends at `iteration`."""
     segments, index = math.ceil(total_iterations / segment), math.ceil(iteration / segment)
     return index * num_evaluations // segments > (index - 1) * num_evaluations // segments
-
-
-def _by_member(metrics: dict[str, Any], num: int, members: int) -> dict[str, np.ndarray]:
-    """The first `num` rows of metrics as [num, P]; what has no member axis is the same for all."""
-    if not metrics:
-        raise ValueError("fit needs an algorithm whose step gives at least one metric; this one gives none.")
-    shaped = {}
-    for name, values in metrics.items():
-        flat = values[:num].reshape(num, -1)
-        if flat.shape[1] not in (1, members):
-            raise ValueError(
-                "Metrics must be one number a step and member; "
-                f"{name} has shape {values.shape[1:]} a step, there are {members} members."
-            )
-        shaped[name] = np.broadcast_to(flat, (num, members))
-    return shaped
-
-
-@functools.partial(jax.jit, static_argnames="num_seeds")
-def _not_finite(state: State, num_seeds: int | None) -> jax.Array:
-    """Whether parameters hold NaN or infinity, [P], or [] for one: leaves below a `params`, else all of the state."""
-    leaves = {
-        name: leaf for name, leaf in trees.named_leaves(state).items() if jnp.issubdtype(leaf.dtype, jnp.floating)
-    }
-    chosen = [leaf for name, leaf in leaves.items() if "params" in name.split(".")] or list(leaves.values())
-    bad = jnp.zeros(() if num_seeds is None else (num_seeds,), bool)
-    for leaf in chosen:
-        mapped = num_seeds is not None and leaf.ndim > 0 and leaf.shape[0] == num_seeds
-        bad = bad | jnp.any(~jnp.isfinite(leaf), axis=tuple(range(int(mapped), leaf.ndim)))
-    return bad
-
-
-def _note_divergence(
-    info: dict[str, Any],
-    metrics: dict[str, np.ndarray],
-    bad_params: np.ndarray,
-    first: int,
-    steps: int,
-    on_message: Callable[[str], None],
-) -> None:
-    """Records the transitions after which each member's losses, gradients or parameters were first not finite."""
-    watched = [values for name, values in metrics.items() if name.startswith(_FINITE_GROUPS)]
-    num = len(next(iter(metrics.values())))
-    bad = np.any([~np.isfinite(values) for values in watched], axis=0) if watched else np.zeros((num, 1), bool)
-    bad = np.broadcast_to(bad, (num, len(bad_params))).copy()
-    bad[-1] |= bad_params
-    for member in np.flatnonzero(bad.any(axis=0)):
-        if str(member) not in info["diverged"]:
-            at = (first + int(np.argmax(bad[:, member])) + 1) * steps
-            info["diverged"][str(member)] = at
-            on_message(f"Seed {member} diverged: not finite after {at:,} steps. The other seeds are not affected.")
-
-
-def _segment_returns(metrics: dict[str, np.ndarray], members: int) -> np.ndarray:
-    """Mean return of the episodes that ended, NaN where none did, [P]."""
-    if not {"episode/return_sum", "episode/count"} <= set(metrics):
-        return np.full(members, np.nan)
-    count = metrics["episode/count"].sum(axis=0, dtype=np.float64)
-    total = metrics["episode/return_sum"].sum(axis=0, dtype=np.float64)
-    return np.divide(total, count, out=np.full(members, np.nan), where=count > 0)
-
-
-def _mean_of_finished(episodes: Episodes, members: int) -> np.ndarray:
-    finished = np.reshape(episodes.finished, (members, -1))
-    total = np.where(finished, np.reshape(episodes.returns, (members, -1)), 0.0).sum(axis=1, dtype=np.float64)
-    return np.divide(total, finished.sum(axis=1), out=np.full(members, np.nan), where=finished.any(axis=1))
-
-
-def _evaluation_dataset(episodes: Episodes, members: int, env_steps: int) -> xarray.Dataset:
-    fields = {name: getattr(episodes, name) for name in ("returns", "lengths", "finished")}
-    return xarray.Dataset(
-        {name: (("seed", "episode"), np.reshape(values, (members, -1))) for name, values in fields.items()},
-        {"seed": np.arange(members, dtype=np.int32)},
-        {"env_steps": float(env_steps)},
-    )
-
-
-def _feed(outlets: Sequence[Sink], metrics: dict[str, np.ndarray], played: np.ndarray | None, step: float) -> None:
-    """Writes one line a member: sums and means over the segment, and the returns."""
-    scalars = {
-        name: (values.sum if runs.is_summed(name) else values.mean)(axis=0, dtype=np.float64)
-        for name, values in metrics.items()
-    }
-    members = len(next(iter(scalars.values())))
-    scalars["episode/return"] = _segment_returns(metrics, members)
-    if played is not None:
-        scalars["evaluation/return"] = played
-    for sink in outlets:
-        for member in range(members):
-            sink.write(step, member, {name: float(values[member]) for name, values in scalars.items()})
-
-
-def _note_best(info: dict[str, Any], returns: np.ndarray | None) -> bool:
-    """Whether the mean over members is the highest so far; then it is recorded."""
-    mean = math.nan if returns is None else _mean_and_interval(returns)[0]
-    is_best = not math.isnan(mean) and (info["best_return"] is None or mean > info["best_return"])
-    if is_best:
-        info["best_return"] = mean
-    return is_best
-
-
-def _mean_and_interval(values: np.ndarray) -> tuple[float, tuple[float, float]]:
-    known = values[np.isfinite(values)]
-    mean = float(known.mean()) if len(known) else math.nan
-    if len(known) < 2:
-        return mean, (math.nan, math.nan)
-    half = float(scipy.special.stdtrit(len(known) - 1, 0.975) * known.std(ddof=1) / math.sqrt(len(known)))
-    return mean, (mean - half, mean + half)
-
-
-def _progress(
-    info: dict[str, Any],
-    returns: np.ndarray,
-    played: np.ndarray | None,
-    iteration: int,
-    total_iterations: int,
-    env_steps: int,
-    members: int,
-) -> Progress:
-    mean, interval = _mean_and_interval(returns)
-    seconds_per_iteration = (info["seconds"] - info["compile_seconds"]) / iteration
-    return Progress(
-        iteration=iteration,
-        total_iterations=total_iterations,
-        env_steps=iteration * env_steps // members,
-        steps_per_second=iteration * env_steps / info["train_seconds"],
-        returns=returns,
-        mean_return=mean,
-        interval=interval,
-        evaluation=played,
-        seconds=info["seconds"],
-        compile_seconds=info["compile_seconds"],
-        eta_seconds=(total_iterations - iteration) * seconds_per_iteration,
-        diverged={int(member): at for member, at in info["diverged"].items()},
-    )
-
-
-def _results(
-    info: dict[str, Any], iteration: int, total_iterations: int, env_steps: int, members: int
-) -> dict[str, Any]:
-    """The table at the end: one row a seed, and what the run took."""
-    evaluated = info["evaluation"]
-    table = [
-        {
-            "seed": member,
-            "return": (evaluated or info["returns"])[member],
-            "training_return": info["returns"][member],
-            "evaluation_return": evaluated[member] if evaluated else None,
-            "diverged": info["diverged"].get(str(member)),
-        }
-        for member in range(members)
-    ]
-    return {
-        "finished": iteration == total_iterations,
-        "iteration": iteration,
-        "env_steps": iteration * env_steps // members,
-        "seeds": table,
-        "best_return": info["best_return"],
-        "seconds": info["seconds"],
-        "train_seconds": info["train_seconds"],
-        "compile_seconds": info["compile_seconds"],
-        "steps_per_second": iteration * env_steps / info["train_seconds"] if info["train_seconds"] else None,
-        "program_bytes": info["bytes"],
-    }

@@ -2,25 +2,23 @@
 
 import argparse
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxrl import checkpoint, runs
+from jaxrl import checkpoint, config_fields, runs
 from jaxrl.algorithms.registry import ALGORITHMS, Entry
 from jaxrl.cli import overrides
 from jaxrl.envs import make_env
 from jaxrl.meta.layout import Layout, choose_layout
 from jaxrl.meta.population import population
+from jaxrl.names import CONFIG, unknown
 from jaxrl.ops import trees
 from jaxrl.runs import Run
 from jaxrl.types import Algorithm, Env, Hyperparams, State
 
-# Of evaluation episodes in environments without a time limit of their own.
-_DEFAULT_MAX_STEPS = 10_000
 _NEEDED = ("algorithm", "env", "env_options", "config", "hyperparams", "seed", "num_seeds", "total_steps", "segment")
 
 
@@ -47,9 +45,8 @@ def find_algorithm(name: str) -> Entry:
       ValueError: the name is unknown; the message offers the nearest.
     """
     if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name.lower(), ALGORITHMS, n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(ALGORITHMS)}."
-        raise ValueError(f"No algorithm is called {name!r}. {hint} `jaxrl list algorithms` prints all.")
+        message = unknown(name, ALGORITHMS, kind="algorithm")
+        raise ValueError(f"{message} `jaxrl list algorithms` prints all.")
     return ALGORITHMS[name]
 
 
@@ -79,7 +76,7 @@ def from_options(options: argparse.Namespace) -> tuple[Built, dict[str, Any]]:
     config = overrides.with_config_changes(entry.config(), overrides.config_changes(assignments), top_level)
     member = entry.factory(env, config=config)
     changes = overrides.with_hyperparameter_changes(
-        member.hyperparams(), overrides.hyperparameter_changes(assignments), overrides.field_names(entry.config)
+        member.hyperparams(), overrides.hyperparameter_changes(assignments), config_fields.fields(config, CONFIG)
     )
     if "horizon" in top_level and "horizon" not in changes:
         changes["horizon"] = float(iterations_of(options.total_steps, member) * member.env_steps)
@@ -126,19 +123,6 @@ def layout_of(run: Run) -> Layout:
 def iterations_of(total_steps: int, member: Algorithm) -> int:
     """Iterations that it takes until each seed has done at least so many steps."""
     return math.ceil(total_steps / member.env_steps)
-
-
-def max_episode_steps(env: Env, hparams: Hyperparams) -> int:
-    """After how many steps an evaluation episode counts as unfinished.
-
-    The default time limit of the environment; more if a parameter that limits the steps was raised.
-    """
-    limits = [
-        int(leaf)
-        for name, leaf in trees.named_leaves(hparams.env).items()
-        if "max" in name and "steps" in name and not leaf.ndim
-    ]
-    return max([env.max_episode_steps or 0, *limits]) or _DEFAULT_MAX_STEPS
 
 
 def load_state(run: Run, built: Built, which: str) -> tuple[State, int]:

@@ -11,6 +11,7 @@ from jaxrl import fit
 from jaxrl.analysis import statistics
 from jaxrl.cli import build, devices
 from jaxrl.cli.progress import number
+from jaxrl.evaluation import time_limit
 from jaxrl.runs import Run
 
 
@@ -31,7 +32,7 @@ def evaluate(options: argparse.Namespace) -> None:
         built.member,
         options.episodes,
         options.sampled,
-        build.max_episode_steps(built.member.env, built.hparams),
+        time_limit(built.member.env, built.hparams.env),
         run.record["num_seeds"],
         *built.layout,
     )

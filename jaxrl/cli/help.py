@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxrl.algorithms.registry import Entry
-from jaxrl.cli import build, overrides
+from jaxrl.cli import build
 from jaxrl.cli.documentation import attributes
 from jaxrl.envs import list_envs, make_env
+from jaxrl.names import CONFIG
 from jaxrl.ops import trees
 from jaxrl.types import Algorithm
 
@@ -87,7 +88,7 @@ def _config_rows(entry: Entry) -> list[Row]:
     return list(_rows_of_config(entry.config()))
 
 
-def _rows_of_config(config: Any, prefix: str = overrides.CONFIG) -> Iterator[Row]:
+def _rows_of_config(config: Any, prefix: str = CONFIG) -> Iterator[Row]:
     documented, hints = attributes(type(config)), typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, kind = getattr(config, field.name), hints[field.name]

@@ -5,7 +5,6 @@ A bare name is a leaf of the hyperparameters by dotted path (`learning_rate=1e-3
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -15,12 +14,13 @@ from typing import Any, Literal, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import config_fields
+from jaxrl.config_fields import describe_type
+from jaxrl.names import CONFIG, unknown
 from jaxrl.ops import trees
 
 Record = TypeVar("Record")
-CONFIG = "config."
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-_MAX_LISTED = 30
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
@@ -64,11 +64,11 @@ def with_config_changes(config: Record, changes: dict[str, str], others: Iterabl
     Raises:
       ValueError: a name is no field (the message offers the nearest), or a value is not of the field's type.
     """
-    kinds = _field_types(type(config))
+    known = config_fields.fields(config)
     for name, text in changes.items():
-        if name not in kinds:
-            raise ValueError(unknown(CONFIG + name, [CONFIG + field for field in kinds], others))
-        config = _replaced(config, name.split("."), parse_value(CONFIG + name, text, kinds[name]))
+        if name not in known:
+            raise ValueError(unknown(CONFIG + name, [CONFIG + field for field in known], others))
+        config = config_fields.replaced(config, name, parse_value(CONFIG + name, text, known[name].kind))
     return config
 
 
@@ -95,36 +95,6 @@ def with_hyperparameter_changes(hparams: Any, changes: dict[str, str], others: I
         value = parse_leaf(name, text, leaves[name])
         fields[field] = trees.replace_leaf(fields.get(field, getattr(hparams, field)), rest, value) if rest else value
     return fields
-
-
-def field_names(config: type) -> list[str]:
-    """Names of all fields of a config, nested ones by dotted path, with the prefix."""
-    return [CONFIG + name for name in _field_types(config)]
-
-
-def field_kinds(config: type) -> dict[str, Any]:
-    """Type annotations of all fields of a config, nested ones by dotted path, with the prefix."""
-    return {CONFIG + name: kind for name, kind in _field_types(config).items()}
-
-
-def unknown(name: str, known: list[str], others: Iterable[str] = ()) -> str:
-    """The message for a name that nothing has, with the nearest names of both kinds."""
-    wanted, last = name.removeprefix(CONFIG), lambda candidate: candidate.rpartition(".")[2]
-    pool = {candidate.removeprefix(CONFIG): candidate for candidate in (*others, *known)}
-    # People forget the prefix, or know only the last part of a path.
-    near = [short for short in pool if last(short) == last(wanted)]
-    if not near:
-        near = difflib.get_close_matches(wanted, pool, n=3, cutoff=0.6)
-        endings = difflib.get_close_matches(last(wanted), {last(short) for short in pool}, n=3, cutoff=0.7)
-        near += [short for short in pool if last(short) in endings]
-    near = [pool[short] for short in dict.fromkeys(near)]
-    kind = "field of the config" if name.startswith(CONFIG) else "hyperparameter"
-    if near:
-        return f"No {kind} is called {name!r}. Did you mean {' or '.join(near[:4])}?"
-    listed = ", ".join(known[:_MAX_LISTED]) + (
-        f" and {len(known) - _MAX_LISTED} more" if len(known) > _MAX_LISTED else ""
-    )
-    return f"No {kind} is called {name!r}; there are {listed}."
 
 
 def parse_value(name: str, text: str, kind: Any) -> Any:
@@ -229,24 +199,6 @@ def parse_option(text: str) -> Any:
     return tuple(parse_option(part) for part in _split(text)) if "," in text else text
 
 
-def describe_type(kind: Any) -> str:
-    """A type annotation in words: `an integer`, `one of a, b, c`."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "none"}
-    if kind in words:
-        return words[kind]
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe_type(part) for part in arguments)
-    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
-        plural = {int: "integers", float: "numbers", str: "texts", bool: "true or false"}
-        return f"{plural.get(arguments[0], describe_type(arguments[0]))} separated by commas"
-    if origin is tuple:
-        return f"{len(arguments)} values separated by commas"
-    return f"a {getattr(kind, '__name__', str(kind))}"
-
-
 def config_from_json(kind: type[Record], values: dict[str, Any]) -> Record:
     """Makes a config again from what run.json holds, where tuples have become lists.
 
@@ -264,23 +216,6 @@ def config_from_json(kind: type[Record], values: dict[str, Any]) -> Record:
         return tuple(decode(None, part) for part in value) if isinstance(value, list) else value
 
     return kind(**{name: decode(hints[name], value) for name, value in values.items()})
-
-
-def _field_types(config: type, prefix: str = "") -> dict[str, Any]:
-    hints = typing.get_type_hints(config)
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        kind = hints[field.name]
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            found |= _field_types(kind, f"{prefix}{field.name}.")
-        else:
-            found[prefix + field.name] = kind
-    return found
-
-
-def _replaced(config: Any, path: list[str], value: Any) -> Any:
-    name, *rest = path
-    return dataclasses.replace(config, **{name: _replaced(getattr(config, name), rest, value) if rest else value})
 
 
 def _parse_union(name: str, text: str, kinds: tuple[Any, ...]) -> Any:

@@ -3,14 +3,12 @@
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import functools
 import math
 import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,18 +18,24 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from jaxrl import config_fields
 from jaxrl.cli import build, devices, overrides
+from jaxrl.cli.folders import new_folder
 from jaxrl.cli.progress import clock, number, short
 from jaxrl.envs import make_env
 from jaxrl.meta.layout import Layout
+from jaxrl.names import CONFIG, unknown
 from jaxrl.ops import trees
 from jaxrl.sweeps import cluster, execution, results
 from jaxrl.sweeps.execution import Sweep, SweepProgress
 from jaxrl.sweeps.plan import Plan, describe_plan, make_plan
-from jaxrl.sweeps.spaces import Space, describe, from_json, from_table, parse, space
+from jaxrl.sweeps.spaces import Space, space
+from jaxrl.sweeps.texts import describe, from_json, from_table, parse
 
 _LINE_SECONDS = 10.0
 _MAX_ROWS = 10
+# Characters of a folder's name that say what is in it.
+_MAX_NAME = 80
 
 
 def sweep(options: argparse.Namespace) -> None:
@@ -72,7 +76,8 @@ def sweep(options: argparse.Namespace) -> None:
         console.print(line, soft_wrap=True, markup=False)
     if options.plan:
         return
-    path = options.out or _new_folder(source)
+    named = "-".join([*source["algorithms"], *source["environments"]])[:_MAX_NAME]
+    path = options.out or new_folder(f"sweep-{named}")
     made = execution.open_sweep(path, plan, options.eval_episodes, source=source)
     _run(console, made, options)
 
@@ -254,13 +259,13 @@ def _reader(source: dict[str, Any]) -> Callable[[str, str], Any]:
                 entry.factory(make_env(name, **source["env_options"]), config=entry.config()).hyperparams()
             )
             kinds = {
-                **overrides.field_kinds(entry.config),
+                **{key: field.kind for key, field in config_fields.fields(entry.config(), CONFIG).items()},
                 **{key: _kind(leaf) for key, leaf in leaves.items()},
             } | kinds
 
     def read(name: str, text: str) -> Any:
         if name not in kinds:
-            raise ValueError(overrides.unknown(name, list(kinds)))
+            raise ValueError(unknown(name, kinds))
         return overrides.parse_value(name, text, kinds[name])
 
     return read
@@ -269,11 +274,3 @@ def _reader(source: dict[str, Any]) -> Callable[[str, str], Any]:
 def _kind(leaf: Any) -> Any:
     kind = bool if leaf.dtype == np.bool_ else int if np.issubdtype(leaf.dtype, np.integer) else float
     return tuple[kind, ...] if np.ndim(leaf) else kind
-
-
-def _new_folder(source: dict[str, Any]) -> Path:
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    names = "-".join([*source["algorithms"], *(env.replace("/", "-") for env in source["environments"])])
-    base = Path("runs") / f"sweep-{names[:80]}-{stamp}"
-    candidates = (base.with_name(f"{base.name}-{k}") if k > 1 else base for k in range(1, 1000))
-    return next(path for path in candidates if not path.exists())

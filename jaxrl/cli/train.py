@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import datetime
 import math
 import os
 import shlex
@@ -16,6 +15,8 @@ from rich.console import Console
 from jaxrl import checkpoint, fit, runs, sinks
 from jaxrl.cli import build, devices, overrides, progress
 from jaxrl.cli.build import Built
+from jaxrl.cli.folders import new_folder
+from jaxrl.evaluation import time_limit
 from jaxrl.runs import Run
 from jaxrl.sinks import Sink
 
@@ -44,12 +45,12 @@ def train(options: argparse.Namespace) -> None:
         "evaluation": {
             "num_evaluations": options.evaluations,
             "num_episodes": options.eval_episodes,
-            "max_steps": build.max_episode_steps(built.member.env, built.hparams) if built.member.env else None,
+            "max_steps": time_limit(built.member.env, built.hparams.env) if built.member.env else None,
         },
         "sinks": sorted(set(options.sink)),
         "layout": list(built.layout),
     }
-    path = options.out or _new_folder(options.algorithm, options.env)
+    path = options.out or new_folder(f"{options.algorithm}-{options.env}")
     existed = path.exists()
     extra_sinks = _sinks(record, path)
     run = Run.create(path, runs.describe(**record))
@@ -234,13 +235,6 @@ def _sinks(record: dict[str, Any], path: Path) -> list[Sink]:
             project, mode = os.environ.get("WANDB_PROJECT", "jaxrl"), os.environ.get("WANDB_MODE", "offline")
             made.append(sinks.wandb(project, path, mode, {key: record[key] for key in ("algorithm", "env", "config")}))
     return made
-
-
-def _new_folder(algorithm: str, env: str) -> Path:
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = Path("runs") / f"{algorithm}-{env.replace('/', '-')}-{stamp}"
-    candidates = (base.with_name(f"{base.name}-{k}") if k > 1 else base for k in range(1, 1000))
-    return next(path for path in candidates if not path.exists())
 
 
 def _remove_if_empty(run: Run, existed: bool) -> None:

@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxrl import fit, runs
+from jaxrl import runs
 from jaxrl.meta.population import population
 from jaxrl.ops import trees
+from jaxrl.progress import not_finite
 from jaxrl.types import Action, Algorithm, Hyperparams, Key, Memory, Metrics, Observation, memoize
 
 
@@ -224,7 +225,7 @@ def _pbt(
 
         # --- Score -----------------------------------------------------------------------------------------------
         score = _score(metrics, state.score)
-        sound = ~fit._not_finite(members, num_members) & (score < jnp.inf)
+        sound = ~not_finite(members, num_members) & (score < jnp.inf)
 
         # --- Exploit and explore ---------------------------------------------------------------------------------
         key, key_parent, key_values = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(state.key)

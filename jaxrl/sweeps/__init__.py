@@ -7,7 +7,6 @@ from typing import Any as _Any
 from jaxrl.sweeps.spaces import (
     Space,
     choice,
-    from_table,
     grid,
     integers,
     linear,
@@ -15,6 +14,7 @@ from jaxrl.sweeps.spaces import (
     space,
     uniform,
 )
+from jaxrl.sweeps.texts import from_table
 
 if _TYPE_CHECKING:
     from jaxrl.sweeps.api import sweep

@@ -123,7 +123,7 @@ def run_on_ray(
                     outcome = _outcome(ray, reference, batch)
                     watch.running.pop(batch, None)
                     if outcome.reason is not None:
-                        todo += execution._split(sweep, batch, OutOfMemoryError(outcome.reason), on_message)
+                        todo += execution.halved(sweep, batch, OutOfMemoryError(outcome.reason), on_message)
                         watch.num_batches += 1
                     elif sweep.is_whole(batch):
                         watch.whole.add(batch)
@@ -161,7 +161,7 @@ def _run_batch(content: bytes, batch: Batch, board: Any, checkpoint_seconds: flo
             checkpoint_seconds,
             keep_states,
             send,
-            lambda line: send(execution._with_members(sweep, batch, line)),
+            execution.renaming(sweep, batch, send),
         )
     except OutOfMemoryError as error:
         return _Outcome(reason=str(error))
@@ -219,7 +219,7 @@ class _Watch:
             self._on_progress(self._progress(batch, progress))
 
     def _steps_whole(self) -> int:
-        return sum(execution._steps(self._sweep.plan.groups[batch.group], batch) for batch in self.whole)
+        return sum(self._sweep.plan.env_steps_of(batch) for batch in self.whole)
 
     def _progress(self, batch: Batch, progress: fit.Progress) -> SweepProgress:
         under_way = {each: news for each, news in self.running.items() if news and each not in self.whole}

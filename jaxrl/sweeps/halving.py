@@ -20,9 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from jaxrl import fit, runs
+from jaxrl import runs
+from jaxrl.evaluation import mean_of_finished
 from jaxrl.meta.layout import Layout
-from jaxrl.sweeps import execution, results
+from jaxrl.programs import evaluation_key, prepare, split_key
+from jaxrl.progress import not_finite
+from jaxrl.sweeps import results
 from jaxrl.sweeps.plan import Batch, Group, Plan, make_plan
 from jaxrl.sweeps.spaces import Space, space
 from jaxrl.types import Hyperparams, Key, State
@@ -257,7 +260,7 @@ class _Table:
             "algorithm": ("setting", [algorithm for algorithm, _ in rows]),
         }
         for name in {name: None for _, row in rows for name in row}:
-            coords[name] = ("setting", results._labels([row.get(name) for _, row in rows]))
+            coords[name] = ("setting", results.labels([row.get(name) for _, row in rows]))
         attributes = {
             "env": self.plan.groups[0].env,
             "best_setting": best,
@@ -297,7 +300,7 @@ def _trained(
         found.append(
             [
                 _score(np.concatenate(sums), np.concatenate(counts)),
-                np.asarray(fit._not_finite(state, group.width))[:size],
+                np.asarray(not_finite(state, group.width))[:size],
                 _evaluated(group, lanes, state, eval_episodes)[:size] if is_evaluated else np.full(size, np.nan),
             ]
         )
@@ -324,8 +327,8 @@ def _begun(plan: Plan, training: _Training, batch: Batch) -> _Lanes:
     agents, hparams = group.population(width), group.hyperparams(batch, width)
     keys = group.keys(batch, width, plan.seed)
     # As `fit` does it, so that a member is the same as in a sweep.
-    key_train, key_evaluation = jax.vmap(jax.random.split, out_axes=1)(keys)
-    programs = fit.prepare(agents, keys, hparams, group.segment, width)
+    key_train, key_evaluation = split_key(keys)
+    programs = prepare(agents, keys, hparams, group.segment, width)
     if training.state is None:
         state = programs.init(*jax.device_put((key_train, hparams), programs.init.input_shardings[0]))
     else:
@@ -347,16 +350,9 @@ def _score(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _evaluated(group: Group, lanes: _Lanes, state: State, num_episodes: int) -> np.ndarray:
     """Mean return of each member in episodes of its own, those that a sweep would play, [width]."""
-    play = fit.play_episodes(
-        group.member,
-        num_episodes,
-        max_steps=execution._max_steps(group),
-        num_seeds=group.width,
-        num_devices=group.layout.num_devices,
-        chunk=group.layout.chunk,
-    )
-    keys = jax.vmap(jax.random.fold_in, (0, None))(lanes.key_evaluation, group.iterations)
-    return fit._mean_of_finished(jax.device_get(jax.jit(play)(keys, state, lanes.hparams)), group.width)
+    play = group.play(group.width, num_episodes)
+    keys = evaluation_key(lanes.key_evaluation, group.iterations)
+    return mean_of_finished(jax.device_get(jax.jit(play)(keys, state, lanes.hparams)), group.width)
 
 
 def _narrowed(training: _Training, offset: int, kept: set[int]) -> _Training:

@@ -14,10 +14,12 @@ import numpy as np
 import xarray
 
 from jaxrl import fit
+from jaxrl.evaluation import EvaluationPlan
 from jaxrl.meta.layout import Layout, choose_layout
-from jaxrl.sweeps import execution, results
+from jaxrl.names import CONFIG
+from jaxrl.sweeps import results
 from jaxrl.sweeps.halving import packed
-from jaxrl.sweeps.plan import CONFIG, Batch, Group, _by_config, _envs, _group, _learners, make_plan
+from jaxrl.sweeps.plan import Batch, Group, by_config, find_envs, find_learners, make_group, make_plan
 from jaxrl.sweeps.spaces import Distribution, Space
 
 # Parts of a member's training; the returns of the last tell the score.
@@ -148,7 +150,7 @@ def optimize(
             "trial": np.arange(len(rows), dtype=np.int32),
             "seed": np.arange(num_seeds, dtype=np.int32),
             "round": ("trial", np.asarray(numbers, np.int32)),
-            **{name: ("trial", results._labels([row[name] for row in rows])) for name in laws},
+            **{name: ("trial", results.labels([row[name] for row in rows])) for name in laws},
         },
         {"best_trial": best, "env_steps": float(rounds.env_steps)},
     )
@@ -173,14 +175,14 @@ class _Rounds:
 
     def train(self, rows: list[dict[str, Any]], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores of settings, and whether their members diverged, [settings, seeds]."""
-        (learner,), ((label, env),) = _learners(self.algorithm), _envs(self.env)
+        (learner,), ((label, env),) = find_learners(self.algorithm), find_envs(self.env)
         score = np.full((len(rows), self.num_seeds), np.nan)
         bad = np.zeros((len(rows), self.num_seeds), bool)
         whole = [{**self.fixed, **row} for row in rows]
         several = any(name.startswith(CONFIG) for name in rows[0])
-        for config, members in _by_config(whole):
+        for config, members in by_config(whole):
             chosen = [whole[index] for index in members]
-            group = _group(learner, label, env, config, chosen, tuple(members), self.total_steps)
+            group = make_group(learner, label, env, config, chosen, tuple(members), self.total_steps)
             lanes = min(batch_size, 2 ** (len(members) - 1).bit_length()) if several else batch_size
             # Which leaves are mapped follows from the names, not from values that may happen to be equal.
             mapped = tuple(name for name in rows[0] if not name.startswith(CONFIG))
@@ -198,15 +200,7 @@ class _Rounds:
         batch = Batch(0, 0, group.num_members)
         evaluation = None
         if self.eval_episodes:
-            play = fit.play_episodes(
-                group.member,
-                self.eval_episodes,
-                max_steps=execution._max_steps(group),
-                num_seeds=group.width,
-                num_devices=group.layout.num_devices,
-                chunk=group.layout.chunk,
-            )
-            evaluation = fit.EvaluationPlan(1, play)
+            evaluation = EvaluationPlan(1, group.play(group.width, self.eval_episodes))
         done = fit.fit(
             group.population(group.width),
             group.hyperparams(batch, group.width),

@@ -5,7 +5,6 @@ other settings nor on the batch, and the same seeds meet every setting.
 """
 
 import dataclasses
-import difflib
 import inspect
 import itertools
 import math
@@ -16,16 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import memory
+from jaxrl import config_fields, memory
 from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.envs import make_env
+from jaxrl.evaluation import Episodes, play_episodes, time_limit
 from jaxrl.meta.layout import Layout, choose_layout
 from jaxrl.meta.population import population
+from jaxrl.names import CONFIG, unknown
 from jaxrl.ops import trees
-from jaxrl.sweeps.spaces import Settings, Space, expand
-from jaxrl.types import Algorithm, Env, Hyperparams, Key
+from jaxrl.sweeps.settings import Settings, expand
+from jaxrl.sweeps.spaces import Space
+from jaxrl.types import Algorithm, Env, Hyperparams, Key, State
 
-CONFIG = "config."
 MAX_MEMBERS = 10**6
 # Share of the free memory that a batch may take.
 _MEMORY_SHARE = 0.6
@@ -106,6 +107,12 @@ class Group:
         changes = {name: column[lanes] if name in self.mapped else column[0] for name, column in self.values.items()}
         return agents.hyperparams(**_fields(self.member.hyperparams(), changes))
 
+    def play(self, width: int, num_episodes: int) -> Callable[[Key, State, Hyperparams], Episodes]:
+        """The evaluation of a batch of so many members, until the greatest time limit that is swept."""
+        template = self.member.hyperparams()
+        max_steps = time_limit(self.member.env, _fields(template, self.values).get("env", template.env))
+        return play_episodes(self.member, num_episodes, False, max_steps, width, *fitted(self.layout, width))
+
     def keys(self, batch: "Batch", width: int, seed: int) -> Key:
         """Keys of a batch's members, [width]."""
         lanes = np.minimum(np.arange(batch.start, batch.start + width), batch.stop - 1) % self.num_seeds
@@ -176,6 +183,11 @@ class Plan:
         """Of all groups."""
         return [batch for group in self.groups for batch in group.batches]
 
+    def env_steps_of(self, batch: Batch) -> int:
+        """Transitions of all members of a batch, padding left out."""
+        group = self.groups[batch.group]
+        return (batch.stop - batch.start) * group.iterations * group.member.env_steps
+
     @property
     def env_steps(self) -> int:
         """Transitions of all members together."""
@@ -226,13 +238,14 @@ def make_plan(
     pairs: dict[tuple[str, str], Settings] = {}
     groups: list[Group] = []
     defaults: dict[str, Any] = {}
-    for learner, (label, env) in itertools.product(_learners(algorithms), _envs(environments)):
+    for learner, (label, env) in itertools.product(find_learners(algorithms), find_envs(environments)):
         settings, rows, found = _settings(learner, env, space, fixed)
         defaults = defaults or {name: found[name] for name in space.names if name in found}
         pairs[learner.name, label] = settings
         _check_size(len(pairs) * len(settings.rows) * num_seeds, settings, num_seeds)
-        for config, members in _by_config(rows):
-            group = _group(learner, label, env, config, [rows[index] for index in members], tuple(members), total_steps)
+        for config, members in by_config(rows):
+            chosen = [rows[index] for index in members]
+            group = make_group(learner, label, env, config, chosen, tuple(members), total_steps)
             group = dataclasses.replace(
                 group,
                 index=len(groups),
@@ -291,11 +304,17 @@ def describe_plan(plan: Plan, seconds: Sequence[tuple[float, float]] | None = No
     return lines
 
 
-def _learners(given: Any) -> list[Learner]:
+def find_learners(given: Any) -> list[Learner]:
+    """Algorithms by name or as factories, as `make_plan` takes them.
+
+    Raises:
+      ValueError: a name is unknown or comes twice, or something is no factory.
+    """
+
     def learner(name: str | None, value: Any) -> Learner:
         if isinstance(value, str):
             if value not in ALGORITHMS:
-                raise ValueError(_unknown("algorithm", value, ALGORITHMS))
+                raise ValueError(unknown(value, ALGORITHMS, kind="algorithm"))
             entry = ALGORITHMS[value]
             return Learner(name or value, entry.factory, entry.config())
         if not callable(value):
@@ -310,7 +329,13 @@ def _learners(given: Any) -> list[Learner]:
     return _labelled("algorithm", given, learner, lambda each: each.name)
 
 
-def _envs(given: Any) -> list[tuple[str, Env]]:
+def find_envs(given: Any) -> list[tuple[str, Env]]:
+    """Environments with their labels, as `make_plan` takes them.
+
+    Raises:
+      ValueError: a name is unknown or comes twice, or something is no environment.
+    """
+
     def env(name: str | None, value: Any) -> tuple[str, Env]:
         made = make_env(value) if isinstance(value, str) else value
         if not isinstance(made, Env):
@@ -339,24 +364,24 @@ def _settings(
     learner: Learner, env: Env, space: Space, fixed: dict[str, Any]
 ) -> tuple[Settings, list[dict[str, Any]], dict[str, Any]]:
     """The settings of one pair, for each all that it sets, and the defaults."""
-    config_fields = {CONFIG + name: value for name, value in flat_config(learner.config).items()}
+    fields = {name: field.value for name, field in config_fields.fields(learner.config, CONFIG).items()}
     member = learner.factory(env, config=learner.config)
     leaves = trees.named_leaves(member.hyperparams())
     defaults = {name: _number(leaf) for name, leaf in leaves.items() if not np.ndim(leaf)}
-    defaults |= config_fields | fixed | {"algorithm": learner.name, "env": env.name}
+    defaults |= fields | fixed | {"algorithm": learner.name, "env": env.name}
     settings = expand(space, defaults)
-    known = {*config_fields, *leaves}
+    known = {**fields, **leaves}
     named = {name: None for row in settings.rows for name in row}
     for name in [*named, *fixed]:
         if name not in known:
             raise ValueError(
-                f"{_unknown('hyperparameter or field of the config', name, known)} ({learner.name} on {env.name}; "
+                f"{unknown(name, known)} ({learner.name} on {env.name}; "
                 'a condition such as "name=... if algorithm == ppo" sweeps a name in one of several.)'
             )
     return settings, [{**fixed, **row} for row in settings.rows], defaults
 
 
-def _by_config(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[int]]]:
+def by_config(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[int]]]:
     """Rows that share the config, in the order of their first."""
     found: dict[Any, tuple[dict[str, Any], list[int]]] = {}
     for index, row in enumerate(rows):
@@ -366,7 +391,7 @@ def _by_config(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], lis
     yield from found.values()
 
 
-def _group(
+def make_group(
     learner: Learner,
     label: str,
     env: Env,
@@ -375,9 +400,23 @@ def _group(
     settings: tuple[int, ...],
     total_steps: int,
 ) -> Group:
+    """Settings that share a config as a group; how it is packed, its place in the plan and its seeds are not yet set.
+
+    Args:
+      learner: the algorithm.
+      label: of the environment.
+      env: the environment.
+      config: fields that the settings have in common, `config.` left out.
+      rows: values by name of each setting.
+      settings: indices of the settings in their pair.
+      total_steps: of each member, rounded up to whole iterations.
+
+    Raises:
+      ValueError: a value does not fit.
+    """
     made = learner.config
     for name, value in config.items():
-        made = _replaced(made, name.split("."), value, name)
+        made = config_fields.replaced(made, name, value)
     member = learner.factory(env, config=made)
     iterations = math.ceil(total_steps / member.env_steps)
     template = member.hyperparams()
@@ -425,32 +464,6 @@ def _check_size(members: int, settings: Settings, num_seeds: int) -> None:
         )
 
 
-def flat_config(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Fields of a config by dotted path."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= flat_config(value, f"{prefix}{field.name}.")
-        else:
-            found[prefix + field.name] = value
-    return found
-
-
-def _replaced(config: Any, path: list[str], value: Any, name: str) -> Any:
-    first, *rest = path
-    present = getattr(config, first)
-    if not rest:
-        if isinstance(present, (bool, str)) and type(value) is not type(present):
-            raise ValueError(
-                f"config.{name} must be a {type(present).__name__}, as its default {present!r}; got {value!r}."
-            )
-        if isinstance(present, int) and not isinstance(present, bool) and not isinstance(value, int):
-            raise ValueError(f"config.{name} must be an integer, as its default {present!r}; got {value!r}.")
-        return dataclasses.replace(config, **{first: tuple(value) if isinstance(value, list) else value})
-    return dataclasses.replace(config, **{first: _replaced(present, rest, value, name)})
-
-
 def _leaf(name: str, value: Any, like: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
@@ -475,14 +488,6 @@ def _fields(template: Hyperparams, values: Mapping[str, Any]) -> dict[str, Any]:
         present = fields.get(field, getattr(template, field))
         fields[field] = trees.replace_leaf(present, rest, jnp.asarray(value)) if rest else value
     return fields
-
-
-def _unknown(kind: str, name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, known, n=3) or [
-        each for each in known if each.rpartition(".")[2] == name.rpartition(".")[2]
-    ]
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(sorted(known))}."
-    return f"No {kind} is called {name!r}. {hint}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

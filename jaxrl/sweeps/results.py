@@ -11,7 +11,7 @@ import xarray
 from jaxrl import runs
 from jaxrl.checkpoint import StorageError, write_file
 from jaxrl.runs import Run
-from jaxrl.sweeps.execution import Sweep
+from jaxrl.sweeps.folders import Sweep
 from jaxrl.sweeps.plan import Batch
 
 _FILE = "results.nc"
@@ -57,7 +57,7 @@ def dataset(sweep: Sweep) -> xarray.Dataset:
     coords: dict[str, Any] = {
         "algorithm": algorithms,
         "env": envs,
-        **{name: (dim, _labels(values)) for name, (dim, values) in first.coords.items()},
+        **{name: (dim, labels(values)) for name, (dim, values) in first.coords.items()},
         "seed": np.arange(plan.num_seeds, dtype=np.int32),
         "step": points,
     }
@@ -187,7 +187,7 @@ def _in_cells(rows: np.ndarray | None, cells: np.ndarray, tail: tuple[int, ...])
     return np.concatenate([rows, missing])[cells]
 
 
-def _labels(values: list[Any]) -> np.ndarray:
+def labels(values: list[Any]) -> np.ndarray:
     """Coordinates as netCDF holds them: numbers as they are, everything else as text."""
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         array = np.asarray(values)

@@ -1,4 +1,4 @@
-"""Which values each swept name takes, and the settings that follow from it.
+"""Which values each swept name takes; `jaxrl.sweeps.settings` lists what follows from it.
 
 A name is a leaf of the hyperparameters by dotted path (`learning_rate`, `objective.clip`, `env.gravity`) or a field of
 the config (`config.num_envs`). A grid is a dimension of the result under its own name; zipped names share one dimension
@@ -7,37 +7,26 @@ rows are the dimension `setting`. Grids and samples are multiplied: every grid p
 arithmetic is decimal and the draws use raw bits, so equal arguments give equal settings on every machine.
 """
 
-import ast
-import csv
 import dataclasses
 import decimal
-import difflib
 import enum
 import functools
 import graphlib
-import hashlib
-import itertools
 import math
-import operator
-import re
 import sys
-from collections import ChainMap, Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import qmc
+
+from jaxrl.names import hint
+from jaxrl.sweeps.conditions import NAME, Condition, as_text
 
 MAX_CELLS = 1_000_000
 _RESERVED = ("algorithm", "env", "seed", "step", "sample", "setting")
-_NAME = re.compile(r"[^\W\d]\w*(\.\w+)*")
-_CALL = re.compile(r"([^\W\d]\w*)\s*\((.*)\)", re.DOTALL)
-_MAX_CONDITION = 1000
 _DECIMAL = decimal.Context(prec=40)
-Read = Callable[[str, str], Any]
-"""`(name, text) -> value`; raises ValueError where the text is no value of that name."""
 
 
 class Cell(enum.Enum):
@@ -154,42 +143,6 @@ def choice(*values: Any) -> Distribution:
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
-    """A rule over names: comparisons, `and`, `or`, `not`, `in`, + - * / // % **, numbers, texts, tuples, dotted names.
-
-    >>> Condition("config.num_envs * config.num_steps <= 8192").holds({"config.num_envs": 64, "config.num_steps": 128})
-    True
-
-    Raises:
-      ValueError: the text is not such a rule.
-    """
-
-    text: str
-
-    def __post_init__(self) -> None:
-        _compile(self.text)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names that the rule reads."""
-        return _compile(self.text)[1]
-
-    def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the rule holds for values by name.
-
-        Raises:
-          ValueError: a name has no value, the values do not fit the rule, or it is neither true nor false.
-        """
-        if absent := [name for name in self.names if name not in values]:
-            raise ValueError(f"{absent[0]} in {self.text!r} has no value. {_near(absent[0], values)}")
-        try:
-            return _boolean(_compile(self.text)[0](values))
-        except (TypeError, ValueError, ArithmeticError) as error:
-            shown = ", ".join(f"{name} = {_text(values[name])}" for name in self.names)
-            raise ValueError(f"The condition {self.text!r} cannot be decided for {shown}: {error}") from None
-
-
-@dataclasses.dataclass(frozen=True)
 class Axis:
     """One dimension of listed rows: of one name, of zipped names, or of a table.
 
@@ -208,7 +161,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """What is swept; made by `space` or `from_table`.
+    """What is swept; made by `space` or `texts.from_table`.
 
     Attributes:
       axes: listed values.
@@ -235,25 +188,6 @@ class Space:
     def names(self) -> tuple[str, ...]:
         """All swept names: those of the grids, then those that are drawn."""
         return (*(name for axis in self.axes for name in axis.names), *(name for name, _ in self.sampled))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Settings:
-    """The settings of a space.
-
-    Attributes:
-      rows: each setting that has to be computed, once: value by name, without names that keep their default.
-      cells: index into `rows` for each point of the space, -1 where it is left out; int32, one axis a dimension.
-      dims: names of the axes of `cells`.
-      coords: by swept name its dimension and its values along it (None for an unknown default).
-      names: all swept names.
-    """
-
-    rows: tuple[dict[str, Any], ...]
-    cells: np.ndarray
-    dims: tuple[str, ...]
-    coords: dict[str, tuple[str, list[Any]]]
-    names: tuple[str, ...]
 
 
 def space(
@@ -285,7 +219,7 @@ def space(
       >>> space({"gamma": [0.9, 0.99], "learning_rate": log(1e-4, 1e-2)}, num_samples=8).names
       ('gamma', 'learning_rate')
     """
-    _check_names([name for key in over for name in ((key or [key]) if isinstance(key, tuple) else [key])])
+    check_names([name for key in over for name in ((key or [key]) if isinstance(key, tuple) else [key])])
     axes = tuple(_axis(name, values) for name, values in over.items() if not isinstance(values, Distribution))
     sampled = tuple((name, values) for name, values in over.items() if isinstance(values, Distribution))
     if zipped := [name for name, _ in sampled if not isinstance(name, str)]:
@@ -293,210 +227,11 @@ def space(
     return Space(axes, sampled, num_samples, method, seed, where, tuple((conditions or {}).items()))
 
 
-def from_table(source: str | Path | Iterable[str], read: Read) -> Space:
-    """Reads the settings of a CSV table: a header of names, one setting a row; an empty cell keeps the default.
-
-    Equal rows are one setting that is computed once.
-
-    Args:
-      source: path of a file, or its lines.
-      read: `(name, text) -> value`.
-
-    Raises:
-      ValueError: there is no such file, no row, or a line does not fit; the message names the line.
-
-    Example:
-      >>> from_table(["learning_rate,gamma", "0.01,", "0.001,0.9"], lambda name, text: float(text)).axes[0].rows[1]
-      (0.001, 0.9)
-    """
-    place = str(source) if isinstance(source, (str, Path)) else "the table"
-    if isinstance(source, (str, Path)):
-        try:
-            source = Path(source).read_text(encoding="utf-8-sig").splitlines(keepends=True)
-        except OSError as error:
-            raise ValueError(f"The table {source} cannot be read: {error.strerror}.") from error
-    reader = csv.reader(source, skipinitialspace=True, strict=True)
-    names: tuple[str, ...] = ()
-    rows: list[tuple[Any, ...]] = []
-    try:
-        for cells in filter(None, reader):
-            if not names:
-                names = tuple(cell.strip() for cell in cells)
-                _check_names(names)
-            elif len(cells) != len(names):
-                raise ValueError(f"there are {len(cells)} cells under {len(names)} names.")
-            else:
-                texts = zip(names, map(str.strip, cells), strict=True)
-                rows.append(tuple(_value(read(name, text)) if text else Cell.DEFAULT for name, text in texts))
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"Line {reader.line_num} of {place}: {error}") from error
-    if not rows:
-        raise ValueError(f"{place} needs a header of names and at least one row.")
-    return Space((Axis("setting", names, tuple(rows)),))
-
-
-def parse(texts: Iterable[str], read: Read) -> tuple[dict[Any, Grid | Distribution], dict[str, str]]:
-    """Reads axes from a command line, for `space`.
-
-    `learning_rate=log(1e-4,1e-2,8)`, `gamma=0.9,0.99`, `config.network.hidden=(64,64),(256,256)`, zipped names
-    `learning_rate,gamma=(1e-3,0.99),(1e-4,0.999)`, a condition `value_clip=0.1,0.3 if config.clip_value == true`.
-    Functions: grid, linear, log, uniform, integers, choice.
-
-    Args:
-      texts: one axis each.
-      read: `(name, text) -> value`; also of the numbers that linear and log make, so that each gets its name's type.
-
-    Returns:
-      `over` and `conditions` of `space`.
-
-    Raises:
-      ValueError: a text has another form, a function is unknown, a value cannot be read, or a name comes twice.
-
-    Example:
-      >>> parse(["gamma=0.9,0.99", "learning_rate=log(1e-4,1e-2)"], lambda name, text: float(text))[0]["gamma"]
-      Grid(values=(0.9, 0.99), scale='')
-    """
-    over: dict[Any, Grid | Distribution] = {}
-    conditions: dict[str, str] = {}
-    seen: dict[str, str] = {}
-    for text in texts:
-        left, equals, right = text.partition("=")
-        names = tuple(name.strip() for name in left.split(","))
-        values, *condition = re.split(r"\s+if\s+", right.strip(), maxsplit=1)
-        if not equals or not all(map(_NAME.fullmatch, names)):
-            raise ValueError(f"{text!r} is not of the form name=values, for instance learning_rate=1e-4,1e-3.")
-        if twice := [name for name in names if name in seen]:
-            raise ValueError(f"{twice[0]} is given twice: {seen[twice[0]]} and {text}.")
-        seen |= dict.fromkeys(names, text)
-        try:
-            over[names if "," in left else left.strip()] = _read_values(names, values, read)
-        except ValueError as error:
-            raise ValueError(f"{text}: {error}") from error
-        conditions |= dict.fromkeys(names, condition[0]) if condition else {}
-    return over, conditions
-
-
-def num_cells(space: Space) -> int:
-    """Points of the space: the product of its dimensions, left-out ones included."""
-    return math.prod(size for _, size in _sizes(space))
-
-
-def expand(space: Space, defaults: Mapping[str, Any] | None = None) -> Settings:
-    """Lists the settings of a space.
-
-    Args:
-      space: what is swept.
-      defaults: values by name of what is not swept, or not everywhere; conditions may read them, and a setting that
-        says a default equals one that leaves it.
-
-    Raises:
-      ValueError: there are more than `MAX_CELLS` points, a condition reads an unknown name, or `where` leaves nothing.
-
-    Example:
-      >>> expand(space({"a": [1, 2], "b": [3, 4]}, where="a + b < 6")).cells.tolist()
-      [[0, 1], [2, -1]]
-    """
-    _check_size(space)
-    defaults = {} if defaults is None else defaults
-    where = [Condition(space.where)] if space.where else []
-    conditions = _ordered(space)
-    rules = [*where, *conditions.values()]
-    _check_known(space, defaults, rules)
-    given = {name: _plain(defaults[name]) for name in _names(space, rules) if name in defaults}
-    drawn = [Axis("sample", tuple(dict(space.sampled)), _draw(space))] if space.sampled else []
-    axes = (*space.axes, *drawn)
-    found: dict[str, tuple[int, dict[str, Any]]] = {}
-    cells: list[int] = []
-    for combination in itertools.product(*(axis.rows for axis in axes)):
-        values = zip(space.names, itertools.chain.from_iterable(combination), strict=True)
-        row = {name: value for name, value in values if value is not Cell.DEFAULT}
-        for name, condition in conditions.items():
-            if name in row and not condition.holds(ChainMap(row, given)):
-                del row[name]
-        if all(rule.holds(ChainMap(row, given)) for rule in where):
-            # repr tells 1 from 1.0 and from true.
-            key = repr([row.get(name, given.get(name, Cell.DEFAULT)) for name in space.names])
-            cells.append(found.setdefault(key, (len(found), row))[0])
-        else:
-            cells.append(-1)
-    if not found:
-        raise ValueError(f"No setting of the space fulfills where = {space.where!r}: loosen it or widen the axes.")
-    coords = {
-        name: (axis.dim, [given.get(name) if value is Cell.DEFAULT else value for value in column])
-        for axis in axes
-        for name, column in zip(axis.names, zip(*axis.rows, strict=True), strict=True)
-    }
-    array = np.array(cells, np.int32).reshape([len(axis.rows) for axis in axes])
-    rows = tuple(row for _, row in found.values())
-    return Settings(rows, array, tuple(axis.dim for axis in axes), coords, space.names)
-
-
-def to_json(space: Space) -> dict[str, Any]:
-    """What JSON can hold of a space; `from_json` gives it back, tuples, integers and infinities included."""
-    axes = [{**vars(axis), "names": list(axis.names), "rows": list(map(_encode, axis.rows))} for axis in space.axes]
-    sampled = [{"name": name, **vars(law), "values": list(map(_encode, law.values))} for name, law in space.sampled]
-    return {**vars(space), "axes": axes, "sampled": sampled, "conditions": dict(space.conditions)}
-
-
-def from_json(record: Mapping[str, Any]) -> Space:
-    """Makes a space again from what `to_json` gave."""
-
-    def decode(part: Mapping[str, Any], field: str) -> dict[str, Any]:
-        return {**part, field: tuple(map(_decode, part[field]))}
-
-    axes = tuple(Axis(**{**decode(axis, "rows"), "names": tuple(axis["names"])}) for axis in record["axes"])
-    laws = [decode(law, "values") for law in record["sampled"]]
-    sampled = tuple((law.pop("name"), Distribution(**law)) for law in laws)
-    conditions = tuple(record["conditions"].items())
-    return Space(**{**record, "axes": axes, "sampled": sampled, "conditions": conditions})
-
-
-def describe(space: Space) -> list[str]:
-    """One line for each axis and drawn name, and one for `where`.
-
-    >>> describe(space({"learning_rate": log(1e-4, 1e-2, 8)}))
-    ['learning_rate: 8 values from 0.0001 to 0.01 (log)']
-    """
-    rules = {name: f" if {rule}" for name, rule in space.conditions}
-    lines = [
-        f"{axis.dim}: {_describe_rows(axis)}" + "".join({rules.get(n, ""): 0 for n in axis.names})
-        for axis in space.axes
-    ]
-    for name, law in space.sampled:
-        kind = "log-uniform" if law.kind == "log" else law.kind
-        drawn = "one of " + _text(law.values)[1:-1] if law.values else f"{kind} from {law.low} to {law.high}"
-        lines.append(f"{name}: {drawn}, {space.num_samples} samples ({space.method}){rules.get(name, '')}")
-    return lines + ([f"only where {space.where}"] if space.where else [])
-
-
-def _describe_rows(axis: Axis) -> str:
-    num, shown = len(axis.rows), [_text(row[0] if len(axis.names) == 1 else row) for row in axis.rows]
-    if axis.dim == "setting":
-        return f"{num} rows of {', '.join(axis.names)}"
-    if axis.scale:
-        return f"{num} values from {shown[0]} to {shown[-1]} ({axis.scale})"
-    return ", ".join(shown) if num <= 8 else f"{num} values: {', '.join(shown[:3])}, …, {shown[-1]}"
-
-
-def _text(value: Any) -> str:
-    """A value as a command line takes it."""
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_text, value))})"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3)
-    near += [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2] and other not in near]
-    return f"Did you mean {' or '.join(near[:4])}?" if near else f"There are {', '.join(known[:30]) or 'none'}."
-
-
-def _value(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """NumPy's and JAX's numbers, arrays and lists as Python values."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, tuple)):
-        return tuple(map(_value, value))
+        return tuple(map(plain_value, value))
     if isinstance(value, float) and math.isnan(value):
         raise ValueError("A value must not be NaN.")
     if value is None or isinstance(value, (bool, int, float, str, Cell)):
@@ -504,28 +239,20 @@ def _value(value: Any) -> Any:
     raise ValueError(f"A value must be a number, a text, true, false, none or a tuple of these; got {value!r}.")
 
 
-def _plain(default: Any) -> Any:
-    """A default for conditions; what is no plain value stays as it is."""
-    try:
-        return _value(default)
-    except ValueError:
-        return default
-
-
 def _distinct(values: Iterable[Any], what: str) -> tuple[Any, ...]:
-    values = tuple(map(_value, values))
+    values = tuple(map(plain_value, values))
     if not values:
         raise ValueError(f"{what} needs at least one value.".capitalize())
     if twice := [value for value, count in Counter(values).items() if count > 1]:
         raise ValueError(
-            f"The values of {what} must differ; {_text(twice[0])} comes twice. A value that is a tuple needs "
+            f"The values of {what} must differ; {as_text(twice[0])} comes twice. A value that is a tuple needs "
             "parentheses, as in (64,64),(256,256)."
         )
     return values
 
 
 def _range(kind: str, low: Any, high: Any) -> tuple[Any, Any]:
-    low, high = _value(low), _value(high)
+    low, high = plain_value(low), plain_value(high)
     call = f"{kind}({low}, {high})"
     whole = kind == "integers"
     if any(isinstance(end, bool) or not isinstance(end, int if whole else (int, float)) for end in (low, high)):
@@ -577,15 +304,20 @@ def _axis(key: Any, given: Any) -> Axis:
             return Axis(key, names, tuple((value,) for value in listed.values), listed.scale)
         for row in listed.values:
             if not isinstance(row, tuple) or len(row) != len(names):
-                raise ValueError(f"Each row must have {len(names)} values, one a name; got {_text(row)}.")
+                raise ValueError(f"Each row must have {len(names)} values, one a name; got {as_text(row)}.")
         return Axis("+".join(names), names, listed.values)
     except ValueError as error:
         raise ValueError(f"{','.join(map(str, names))}: {error}") from None
 
 
-def _check_names(names: Sequence[Any]) -> None:
+def check_names(names: Sequence[Any]) -> None:
+    """Checks that names can be swept.
+
+    Raises:
+      ValueError: one is no name, is reserved, or comes twice.
+    """
     for name, count in Counter(names).items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name; names are dotted, as learning_rate or config.num_envs.")
         if name in _RESERVED:
             raise ValueError(f"{name!r} cannot be swept: it is a dimension of every result ({', '.join(_RESERVED)}).")
@@ -594,7 +326,7 @@ def _check_names(names: Sequence[Any]) -> None:
 
 
 def _check_space(space: Space) -> None:
-    _check_names(space.names)
+    check_names(space.names)
     num, seed, drawn = space.num_samples, space.seed, [name for name, _ in space.sampled]
     for label, number in (("num_samples", num), ("seed", seed)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
@@ -612,11 +344,11 @@ def _check_space(space: Space) -> None:
         Condition(space.where)
     for name, _ in space.conditions:
         if name not in space.names:
-            raise ValueError(f"{name} has a condition but is not swept. {_near(name, space.names)}")
-    _ordered(space)
+            raise ValueError(f"{name} has a condition but is not swept. {hint(name, space.names)}")
+    ordered_conditions(space)
 
 
-def _ordered(space: Space) -> dict[str, Condition]:
+def ordered_conditions(space: Space) -> dict[str, Condition]:
     """Conditions such that each comes after those of the names that it reads."""
     rules = {name: Condition(text) for name, text in space.conditions}
     graph = {name: [other for other in rule.names if other in rules] for name, rule in rules.items()}
@@ -627,224 +359,3 @@ def _ordered(space: Space) -> dict[str, Condition]:
             f"The conditions of {', '.join(sorted(set(error.args[1])))} depend on themselves: whether a name is swept "
             "cannot follow from its own value. Use `where` to leave settings out."
         ) from None
-
-
-def _check_known(space: Space, defaults: Mapping[str, Any], rules: Iterable[Condition]) -> None:
-    columns = ((axis.names[i], column) for axis in space.axes for i, column in enumerate(zip(*axis.rows, strict=True)))
-    partly = {name for name, column in columns if Cell.DEFAULT in column} | dict(space.conditions).keys()
-    for name, rule in ((name, source.text) for source in rules for name in source.names if name not in defaults):
-        if name not in space.names:
-            near = _near(name, [*space.names, *defaults])
-            raise ValueError(f"{name} in {rule!r} is neither swept nor a known default (a text needs quotes). {near}")
-        if name in partly:
-            raise ValueError(f"{name} in {rule!r} is not swept everywhere, so its default must be given.")
-
-
-def _names(space: Space, rules: Iterable[Condition]) -> set[str]:
-    return {*space.names, *(name for rule in rules for name in rule.names)}
-
-
-def _sizes(space: Space) -> list[tuple[str, int]]:
-    sizes = [(axis.dim, len(axis.rows)) for axis in space.axes]
-    return sizes + ([("sample", space.num_samples)] if space.sampled else [])
-
-
-def _check_size(space: Space) -> None:
-    if (total := num_cells(space)) > MAX_CELLS:
-        sizes = _sizes(space)
-        largest = max(sizes, key=lambda item: item[1])[0]
-        factors = " x ".join(f"{dim} {size:,}" for dim, size in sizes)
-        remedy = "num_samples" if largest == "sample" else f"the number of values of {largest}"
-        raise ValueError(
-            f"The space has {total:,} settings ({factors}), more than {MAX_CELLS:,}: lower {remedy}, or draw samples "
-            "in place of a grid."
-        )
-
-
-def _draw(space: Space) -> tuple[tuple[Any, ...], ...]:
-    num, sampled = space.num_samples, space.sampled
-    if space.method == "random":
-        shares = [_uniforms(space.seed, name, num) for name, _ in sampled]
-    else:
-        # A power of two is what SciPy draws without a warning; the first points are the same.
-        points = qmc.Sobol(len(sampled), scramble=False).random_base2((num - 1).bit_length())[:num].T
-        shares = [
-            (part + _uniforms(space.seed, name, 1)) % 1.0 for part, (name, _) in zip(points, sampled, strict=True)
-        ]
-    columns = [map(law.quantile, part.tolist()) for part, (_, law) in zip(shares, sampled, strict=True)]
-    return tuple(zip(*columns, strict=True))
-
-
-def _uniforms(seed: int, name: str, num: int) -> np.ndarray:
-    """Numbers in [0, 1) of a stream of the name's own, [num]."""
-    words = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), "<u4").tolist()
-    # NumPy promises that raw bits stay the same in all versions, not that its distributions do.
-    raw = np.random.PCG64(np.random.SeedSequence([seed, *words])).random_raw(num)
-    return (raw >> np.uint64(11)) * 2.0**-53
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return {"tuple": [_encode(part) for part in value]}
-    if isinstance(value, Cell):
-        return {"cell": value.value}
-    return {"float": str(value)} if isinstance(value, float) and math.isinf(value) else value
-
-
-def _decode(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    return tuple(map(_decode, content)) if kind == "tuple" else Cell(content) if kind == "cell" else float(content)
-
-
-def _split(text: str) -> list[str]:
-    """Parts between the commas that no parenthesis encloses."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([") - (character in ")]")
-        if depth < 0:
-            break
-        if character == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += character
-    parts = [part.strip() for part in parts]
-    if depth or not all(parts):
-        raise ValueError(f"{text!r} has {'unbalanced parentheses' if depth else 'an empty value'}.")
-    return parts
-
-
-def _read_values(names: tuple[str, ...], text: str, read: Read) -> Grid | Distribution:
-    items, call = _split(text), _CALL.fullmatch(text)
-    if len(names) == 1:
-        if call and len(items) == 1:
-            return _read_call(names[0], call[1], call[2], read)
-        return Grid(tuple(read(names[0], item) for item in items))
-    rows = [_split(item[1:-1]) if item.startswith("(") and item.endswith(")") else [item] for item in items]
-    for item, row in zip(items, rows, strict=True):
-        if len(row) != len(names):
-            raise ValueError(f"Zipped names take rows of {len(names)} values in parentheses; got {item}.")
-    return Grid(tuple(tuple(map(read, names, row)) for row in rows))
-
-
-_FUNCTIONS: dict[str, tuple[Callable[..., Any], str, range]] = {
-    "linear": (linear, "low, high, num", range(3, 4)),
-    "log": (log, "low, high and perhaps num", range(2, 4)),
-    "uniform": (uniform, "low, high", range(2, 3)),
-    "integers": (integers, "low, high", range(2, 3)),
-}
-
-
-def _read_call(name: str, function: str, inside: str, read: Read) -> Grid | Distribution:
-    if function in ("grid", "choice"):
-        values = [read(name, text) for text in _split(inside)]
-        return grid(*values) if function == "grid" else choice(*values)
-    if function not in _FUNCTIONS:
-        known = ("grid", "choice", *_FUNCTIONS)
-        near = difflib.get_close_matches(function, known, 1, cutoff=0.4)
-        raise ValueError(
-            f"No function is called {function!r}"
-            + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}.")
-        )
-    make, usage, counts = _FUNCTIONS[function]
-    texts = _split(inside)
-    if len(texts) not in counts:
-        raise ValueError(f"{function} takes {usage}; got {len(texts)} values.")
-    made = make(*map(_number, texts))
-    if isinstance(made, Grid):
-        return Grid(tuple(read(name, repr(value)) for value in made.values), made.scale)
-    # What lies between the ends tells whether a fraction is a value of that name.
-    for value in (made.low, made.high, made.quantile(1 / math.pi)):
-        try:
-            fits = isinstance(_value(read(name, repr(value))), (int, float))
-        except ValueError as error:
-            raise ValueError(f"{error} {function} draws {value}: use integers(low, high) or choice(...).") from None
-        if not fits:
-            raise ValueError(f"{function} draws numbers, which {name} does not take: list its values.")
-    return made
-
-
-def _number(text: str) -> int | float:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    raise ValueError(f"{text!r} must be a number.")
-
-
-Rule = Callable[[Mapping[str, Any]], Any]
-_WORDS = {"true": True, "false": False, "none": None}
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    # math.pow overflows where ** would compute for ever.
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: math.pow,
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-    ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
-}  # fmt: skip
-
-
-@functools.cache
-def _compile(text: str) -> tuple[Rule, tuple[str, ...]]:
-    """A condition as a function of the values by name, and the names that it reads."""
-    if len(text) > _MAX_CONDITION:
-        raise ValueError(f"A condition may have {_MAX_CONDITION} characters; got {len(text)}.")
-    if re.search(r"(?<![<>=!])=(?!=)", re.sub(r"'[^']*'|\"[^\"]*\"", "", text)):
-        raise ValueError(f"The condition {text!r} has a single =: write == to compare.")
-    names: dict[str, None] = {}
-    try:
-        return _build(ast.parse(text.strip(), mode="eval").body, names), tuple(names)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        reason = error.msg if isinstance(error, SyntaxError) else error
-        raise ValueError(f"The condition {text!r} cannot be read: {reason}.") from None
-
-
-def _build(node: ast.expr, names: dict[str, None]) -> Rule:
-    match node:
-        case ast.Constant(value=value) if value is None or type(value) in (bool, int, float, str):
-            return lambda values: value
-        case ast.Name() | ast.Attribute() if _NAME.fullmatch(name := ast.unparse(node)):
-            if name.lower() in _WORDS:
-                return lambda values: _WORDS[name.lower()]
-            names[name] = None
-            return lambda values: values[name]
-        case ast.Tuple(elts=elements) | ast.List(elts=elements):
-            parts = [_build(element, names) for element in elements]
-            return lambda values: tuple(part(values) for part in parts)
-        case ast.UnaryOp(op=ast.Not(), operand=inner):
-            part = _build(inner, names)
-            return lambda values: not _boolean(part(values))
-        case ast.UnaryOp(op=ast.USub(), operand=inner):
-            part = _build(inner, names)
-            return lambda values: -_numeric(part(values))
-        case ast.BoolOp(op=op, values=elements):
-            parts = [_build(element, names) for element in elements]
-            combine = all if isinstance(op, ast.And) else any
-            return lambda values: combine(_boolean(part(values)) for part in parts)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            first, second, apply = _build(left, names), _build(right, names), _OPERATORS[type(op)]
-            return lambda values: apply(_numeric(first(values)), _numeric(second(values)))
-        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _OPERATORS for op in ops):
-            parts = [_build(element, names) for element in (left, *others)]
-            tests = [_OPERATORS[type(op)] for op in ops]
-            return lambda values: all(
-                test(first(values), second(values))
-                for test, (first, second) in zip(tests, itertools.pairwise(parts), strict=True)
-            )
-    raise ValueError(
-        f"{ast.unparse(node)} is not among what it may hold: comparisons, and, or, not, in, + - * / // % **, numbers, "
-        "texts in quotes, true, false, none, tuples, names"
-    )
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{_text(value)} is neither true nor false; compare it with something.")
-    return value
-
-
-def _numeric(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{_text(value)} is not a number.")
-    return value

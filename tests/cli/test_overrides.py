@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import struct
 
+from jaxrl import config_fields
 from jaxrl.cli import overrides
 from jaxrl.cli.documentation import attributes
 from jaxrl.ops import trees
@@ -108,7 +109,7 @@ def test_config_values(name, text, value):
     ("num_env", "4", "No field of the config is called 'config.num_env'. Did you mean config.num_envs?"),
     ("widths", "4", "No field of the config is called 'config.widths'. Did you mean config.torso.widths?"),
     ("learning_rate", "4", "No field of the config is called 'config.learning_rate'. Did you mean learning_rate"),
-    ("zzz", "4", "No field of the config is called 'config.zzz'; there are config.num_envs, config.rate, "),
+    ("zzz", "4", "No field of the config is called 'config.zzz'. There are config.num_envs, config.rate, "),
 ])  # fmt: skip
 def test_config_errors(name, text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -154,11 +155,11 @@ def test_two_leaves_of_one_record():
     ("clip", "3", "No hyperparameter is called 'clip'. Did you mean objective.clip?"),
     ("num_envs", "3", "No hyperparameter is called 'num_envs'. Did you mean config.num_envs?"),
     ("objective", "3", "No hyperparameter is called 'objective'"),
-    ("zzz", "3", "No hyperparameter is called 'zzz'; there are objective.clip, weights.a, "),
+    ("zzz", "3", "No hyperparameter is called 'zzz'. There are objective.clip, weights.a, "),
 ])  # fmt: skip
 def test_leaf_errors(name, text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        overrides.with_hyperparameter_changes(hyperparams(), {name: text}, overrides.field_names(Config))
+        overrides.with_hyperparameter_changes(hyperparams(), {name: text}, config_fields.fields(Config(), "config."))
 
 
 def test_assignments():

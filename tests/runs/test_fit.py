@@ -16,9 +16,10 @@ import pytest
 import toy
 from flax import struct
 
-from jaxrl import checkpoint, fit, runs, sinks
+from jaxrl import checkpoint, fit, programs, runs, sinks
 from jaxrl.checkpoint import StorageError
 from jaxrl.envs import make_env
+from jaxrl.evaluation import time_limit
 from jaxrl.meta.population import population
 from jaxrl.training import train
 from jaxrl.types import Algorithm
@@ -335,7 +336,7 @@ def test_progress_and_best(tmp_path):
 
 
 def test_one_compilation_serves_segments_of_all_lengths(tmp_path):
-    before = fit._advance._cache_size()
+    before = programs._advance._cache_size()
     traces = 0
     inner = toy.noisy_descent().step
 
@@ -347,7 +348,7 @@ def test_one_compilation_serves_segments_of_all_lengths(tmp_path):
     algorithm = toy.noisy_descent()._replace(step=step)
     fit.fit(algorithm, algorithm.hyperparams(), seed=0, total_iterations=10, segment=4)
     assert traces == 1
-    assert fit._advance._cache_size() == before
+    assert programs._advance._cache_size() == before
 
 
 def test_sinks_get_one_line_a_segment_and_seed_and_are_closed_after_an_error(tmp_path):
@@ -429,3 +430,12 @@ def test_play_episodes_equals_a_loop_over_members_and_their_environments():
         expected = alone(key_member, state, Hyperparams(env=env.default_params().replace(gravity=gravity[index])))
         np.testing.assert_array_equal(together.lengths[index], expected.lengths)
     assert (together.lengths[0] != together.lengths[1]).any()
+
+
+def test_the_time_limit_is_the_greatest_that_there_is():
+    env = make_env("gymnax/CartPole-v1")
+    params = env.default_params()
+    assert time_limit(env, params) == env.max_episode_steps == 500
+    assert time_limit(env, params.replace(max_steps_in_episode=jnp.asarray([7, 900]))) == 900
+    assert time_limit(env, params.replace(max_steps_in_episode=jnp.int32(7))) == 500
+    assert time_limit(env._replace(max_episode_steps=None), {"gravity": 9.8}) == time_limit(None, ()) == 10_000

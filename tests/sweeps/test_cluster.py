@@ -15,6 +15,7 @@ import xarray
 from sweeps import toys
 
 from jaxrl import sweeps
+from jaxrl.checkpoint import StorageError
 from jaxrl.cli import main
 from jaxrl.memory import OutOfMemoryError
 from jaxrl.meta.layout import Layout
@@ -171,7 +172,7 @@ def test_an_error_in_a_worker_is_an_error_here(ray, tmp_path):
     made = opened(tmp_path / "sweep", {"learning_rate": [0.1]})
     made.folder(made.batches()[0]).mkdir(parents=True)
     (made.folder(made.batches()[0]) / "run.json").write_text("{")
-    with pytest.raises(execution.StorageError, match=r"run.json is damaged"):
+    with pytest.raises(StorageError, match=r"run.json is damaged"):
         cluster.run_on_ray(made)
 
 

@@ -21,7 +21,7 @@ from jaxrl.algorithms import ppo
 from jaxrl.memory import OutOfMemoryError
 from jaxrl.meta.layout import Layout
 from jaxrl.sweeps import execution, results
-from jaxrl.sweeps.plan import make_plan
+from jaxrl.sweeps.plan import Batch, make_plan
 
 TESTS = Path(__file__).parent.parent
 
@@ -125,6 +125,15 @@ def test_a_diverged_member_is_marked_and_leaves_the_others_alone():
     assert at.sel(learning_rate=[0.1, 0.3]).isnull().all()
     assert data["return"].sel(learning_rate=[0.1, 0.3]).notnull().all()
     assert any("learning_rate = 100000.0), seed 0 diverged" in line for line in lines)
+
+
+def test_of_padding_nothing_is_said():
+    lines, over, layout = [], {"learning_rate": [0.1, 0.3, 1e5]}, Layout(1, 2)
+    made = make_plan(toys.descent, "probe/Policy", sweeps.space(over), num_seeds=1, total_steps=480, layout=layout)
+    assert (made.groups[0].width, made.batches[-1]) == (2, Batch(0, 2, 3))
+    sweep(over, num_seeds=1, total_steps=480, layout=layout, max_batch=None, on_message=lines.append)
+    (line,) = lines
+    assert "(learning_rate = 100000.0), seed 0 diverged: not finite after" in line
 
 
 def contents(folder):

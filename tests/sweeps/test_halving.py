@@ -254,7 +254,7 @@ def test_rungs(num, total, least, eta, rungs):
         ({"min_steps": 0}, "min_steps must be at least one iteration, 12 steps; got min_steps = 0"),
         ({"min_steps": 241}, "at most total_steps; got min_steps = 241, total_steps = 240"),
         ({"min_steps": 11}, "min_steps must be at least one iteration, 12 steps; got min_steps = 11"),
-        ({"over": {"rate": [0.1]}}, "No hyperparameter or field of the config is called 'rate'"),
+        ({"over": {"rate": [0.1]}}, "No hyperparameter is called 'rate'"),
         ({"num_seeds": 0}, "num_seeds must be at least 1"),
     ],
 )

@@ -9,7 +9,7 @@ from sweeps import toys
 from sweeps.test_halving import player
 
 import jaxrl
-from jaxrl import fit, sweeps
+from jaxrl import programs, sweeps
 from jaxrl.meta.layout import Layout
 from jaxrl.sweeps.optimize import optimize
 
@@ -32,7 +32,7 @@ def search(over=OVER, algorithm=toys.descent, env="probe/Policy", **changes):
 def compiled(monkeypatch):
     """Names and widths of the populations that `fit` has compiled a program for."""
     seen = []
-    original = fit._advance.trace
+    original = programs._advance.trace
 
     class Watched:
         @staticmethod
@@ -40,8 +40,8 @@ def compiled(monkeypatch):
             seen.append(algorithm.name)
             return original(algorithm, *arguments)
 
-    fit._programs.clear()
-    monkeypatch.setattr(fit, "_advance", Watched)
+    programs._programs.clear()
+    monkeypatch.setattr(programs, "_advance", Watched)
     return seen
 
 
@@ -182,7 +182,7 @@ def test_progress(optuna):
         ({"num_seeds": 0}, "num_seeds must be at least 1"),
         ({"over": {}}, "at least one name with a distribution; got none"),
         ({"over": {"learning_rate": [0.1]}}, r"learning_rate must have a distribution.*A list is choice"),
-        ({"over": {"rate": sweeps.log(0.1, 1.0)}}, "No hyperparameter or field of the config is called 'rate'"),
+        ({"over": {"rate": sweeps.log(0.1, 1.0)}}, "No hyperparameter is called 'rate'"),
         ({"over": sweeps.space({"learning_rate": [0.1]})}, "takes a space of distributions alone"),
         ({"env": ["probe/Policy", "probe/Credit"]}, "takes one algorithm and one environment"),
     ],

@@ -10,25 +10,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxrl.sweeps import spaces
-from jaxrl.sweeps.spaces import (
-    Condition,
-    Grid,
-    choice,
-    describe,
-    expand,
-    from_json,
-    from_table,
-    grid,
-    integers,
-    linear,
-    log,
-    num_cells,
-    parse,
-    space,
-    to_json,
-    uniform,
-)
+from jaxrl.sweeps import settings
+from jaxrl.sweeps.conditions import Condition
+from jaxrl.sweeps.settings import expand, num_cells
+from jaxrl.sweeps.spaces import Grid, choice, grid, integers, linear, log, space, uniform
+from jaxrl.sweeps.texts import describe, from_json, from_table, parse, to_json
 
 INTEGERS = {"config.num_envs", "config.num_steps"}
 
@@ -287,7 +273,7 @@ def test_settings_are_the_same_on_every_machine():
 
 def test_the_order_of_hashes_has_no_influence():
     code = (
-        "from jaxrl.sweeps.spaces import *; "
+        "from jaxrl.sweeps.spaces import *; from jaxrl.sweeps.settings import expand; "
         "print(expand(space({'a': [1, 2], 'x': uniform(0, 1), 'y': choice('a', 'b')},"
         " num_samples=3, conditions={'y': 'a == 1', 'x': 'c == 1'}), {'c': 1, 'y': 'a'}).rows)"
     )
@@ -358,7 +344,7 @@ def test_expanding_what_cannot_be(arguments, defaults, message):
 
 def test_unknown_names_are_known_before_anything_is_expanded(monkeypatch):
     made = space({"a": linear(0, 1, 1000), "b": [3, 4]}, where="false and c == 1")
-    monkeypatch.setattr(spaces.itertools, "product", lambda *parts: pytest.fail("was expanded"))
+    monkeypatch.setattr(settings.itertools, "product", lambda *parts: pytest.fail("was expanded"))
     with pytest.raises(ValueError, match="c in"):
         expand(made, {})
 
@@ -579,5 +565,5 @@ def test_descriptions():
 
 
 def test_a_space_needs_no_jax():
-    code = "import sys; import jaxrl.sweeps.spaces; sys.exit('jax' in sys.modules)"
+    code = "import sys; import jaxrl.sweeps.settings, jaxrl.sweeps.texts; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
