@@ -9,6 +9,7 @@ from jaxrl._version import __version__
 if _TYPE_CHECKING:
     from jaxrl import envs, networks, objectives, ops, sweeps, wrappers
     from jaxrl.algorithms.ppo import ppo
+    from jaxrl.algorithms.registry import make
     from jaxrl.envs import list_envs, make_env
     from jaxrl.evaluation import Episodes, evaluate
     from jaxrl.meta.pbt import pbt
@@ -29,6 +30,7 @@ _HOME = {
     "advance": "jaxrl.training",
     "evaluate": "jaxrl.evaluation",
     "list_envs": "jaxrl.envs",
+    "make": "jaxrl.algorithms.registry",
     "make_env": "jaxrl.envs",
     "population": "jaxrl.meta.population",
     "pbt": "jaxrl.meta.pbt",
@@ -50,6 +52,7 @@ __all__ = [
     "envs",
     "evaluate",
     "list_envs",
+    "make",
     "make_env",
     "networks",
     "objectives",

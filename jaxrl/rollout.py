@@ -241,3 +241,30 @@ def _initial(offered: Any, cache: PyTree, ended: Bool[Array, " B"], reset: Reset
         rank = jnp.cumsum(ended.astype(jnp.int32)) - 1
         return jax.tree.map(lambda leaf: leaf[rank % reset.size], offered)
     return offered
+
+
+def collect_one(
+    key: Key, env: Env, env_params: EnvParams, actor: ActorState, policy: Policy, draw: PyTree, reset: Reset
+) -> tuple[ActorState, Transition, Metrics]:
+    """Steps one environment once, for agents that learn from each transition as it comes.
+
+    Args:
+      key: a random key.
+      env: the environment.
+      env_params: its parameters.
+      actor: of one environment, B = 1.
+      policy: see `Policy`; it sees B = 1.
+      draw: the policy's randomness for this step.
+      reset: where a new episode starts.
+
+    Returns:
+      As `collect`, but the transition's leaves have no leading axes.
+    """
+    draws = jax.tree.map(lambda x: x[None], draw)
+    actor, transitions, metrics = collect(key, env, env_params, actor, policy, draws, reset)
+    return actor, jax.tree.map(lambda x: x[0, 0], transitions), metrics
+
+
+def summarize(metrics: Metrics) -> Metrics:
+    """Metrics of many single steps, [T], as those of one rollout: sums of what counts episodes, means of the rest."""
+    return {name: jnp.sum(x) if name.startswith("episode/") else jnp.mean(x) for name, x in metrics.items()}

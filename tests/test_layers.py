@@ -20,6 +20,7 @@ LAYERS = (
         "estimators",
         "rollout",
         "acting",
+        "diagnostics",
         "evaluation",
         "training",
         "checkpoint",

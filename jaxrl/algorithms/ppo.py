@@ -26,7 +26,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import acting, rollout, validation
+from jaxrl import acting, diagnostics, rollout, validation
 from jaxrl.estimators import gae
 from jaxrl.networks import ActorCritic, NetworkConfig
 from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value
@@ -72,6 +72,7 @@ class Config:
       reset_size: resets a step if pooled, states kept if cached.
       matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
       network: the default network's layers and memory.
+      diagnostics: further metrics: gradient_noise, dormant, effective_rank, churn, kl, staleness.
     """
 
     num_envs: int = 4
@@ -90,6 +91,7 @@ class Config:
     reset_size: int = 0
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    diagnostics: tuple[str, ...] = ()
 
 
 @struct.dataclass
@@ -136,7 +138,7 @@ class State:
 
     Attributes:
       key: the random key that every later draw comes from.
-      params: the network's parameters, and the objective's under `objective` if it has any.
+      params: the network's parameters, and those of the objective in the collection `objective` if it has any.
       opt_state: the optimizer's state.
       proximal: the average of parameters, or ().
       lagged_params: those of the last `actor_lag` iterations, oldest first, leaves [actor_lag, ...], or ().
@@ -224,6 +226,7 @@ def ppo(
             "ppo: actor_lag must not be negative, and proximal = 'recent' needs an actor_lag of at least 1 (without "
             f"one it is 'behavior'); got actor_lag = {config.actor_lag}, proximal = {config.proximal!r}."
         )
+    diagnostics.validate("ppo", config.diagnostics, net, config.num_minibatches, config.actor_lag)
     batch_size = config.num_envs * config.num_steps
     precision = config.matmul_precision
 
@@ -242,7 +245,7 @@ def ppo(
         with jax.default_matmul_precision(precision):
             params = init_params(net, key_params, one)
         if jax.tree.leaves(objective.variables()):
-            params = {**params, "objective": trees.as_arrays(objective.variables())}
+            params = {**params, "objective": {"variables": trees.as_arrays(objective.variables())}}
         return State(
             key=key,
             params=params,
@@ -335,11 +338,10 @@ def ppo(
         # --- Update ----------------------------------------------------------------------------------------------
         def loss(params: PyTree, sample: _Sample, memory: Memory) -> tuple[Array, Metrics]:
             output, _ = net.apply(params, sample.obs, memory, sample.start)
-            variables = params.get("objective", ())
+            variables = params.get("objective", {}).get("variables", ())
             return _loss(output, variables, sample, objective, hparams, config, progress)
 
-        def update(carry: Any, minibatch: tuple[_Sample, Memory]) -> tuple[Any, Metrics]:
-            params, opt_state, proximal, stopped = carry
+        def gradient_of(params: PyTree, proximal: PyTree, minibatch: tuple[_Sample, Memory]) -> tuple[PyTree, Metrics]:
             sample, memory = minibatch
             if config.proximal == "ewma":
                 near, _ = net.apply(proximal.mean, sample.obs, memory, sample.start)
@@ -350,7 +352,11 @@ def ppo(
                     policy=near.policy,
                     log_prob=near.policy.log_prob(sample.action),
                 )
-            gradient, info = jax.grad(loss, has_aux=True)(params, sample, memory)
+            return jax.grad(loss, has_aux=True)(params, sample, memory)
+
+        def update(carry: Any, minibatch: tuple[_Sample, Memory]) -> tuple[Any, Metrics]:
+            params, opt_state, proximal, stopped = carry
+            gradient, info = gradient_of(params, proximal, minibatch)
             updates, new_opt_state = transform.update(gradient, opt_state, params)
             learned = (optax.apply_updates(params, updates), new_opt_state)
             if config.proximal == "ewma":
@@ -365,13 +371,20 @@ def ppo(
                 info["update/share_applied"] = 1.0 - stopped.astype(jnp.float32)
             return (*learned, stopped), info
 
+        def shuffled(key: Key) -> tuple[_Sample, Memory]:
+            return minibatches.shuffled(key, samples, state.actor.memory, config.num_minibatches, net.recurrent)
+
         def epoch(carry: Any, key: Key) -> tuple[Any, Metrics]:
-            parts = minibatches.shuffled(key, samples, state.actor.memory, config.num_minibatches, net.recurrent)
-            return jax.lax.scan(update, carry, parts)
+            return jax.lax.scan(update, carry, shuffled(key))
 
         carry = (state.params, state.opt_state, state.proximal, jnp.bool_(False))
         (params, opt_state, proximal, _), info = jax.lax.scan(epoch, carry, keys_epoch)
         metrics |= jax.tree.map(jnp.mean, info)
+        inputs = (obs, state.actor.memory, batch.start)
+        metrics |= diagnostics.measure(config.diagnostics, net, inputs, output.policy, params, acting_params)
+        if "gradient_noise" in config.diagnostics:
+            first = lambda part: gradient_of(state.params, state.proximal, part)[0]
+            metrics |= diagnostics.gradient_noise(state.key, first, shuffled, batch_size)
 
         seen = state.observation_statistics
         if config.normalize_observations:

@@ -1,10 +1,19 @@
-"""Algorithms by name, for the command line, the sweeps and the contract tests."""
+"""Algorithms by name, for the command line, the sweeps and the contract tests.
+
+A *variant* is an algorithm with some of its components chosen: an objective, an estimator, an optimizer, a config,
+hyperparameters. It has a name and its own defaults, and no code.
+"""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-from jaxrl.algorithms import ppo
-from jaxrl.types import Algorithm
+from jaxrl import estimators, objectives
+from jaxrl.algorithms import avg, ppo, props, stream_ac, stream_q, trpo
+from jaxrl.names import unknown
+from jaxrl.networks import ActorCritic
+from jaxrl.ops.optimizers import rmsprop
+from jaxrl.types import Algorithm, Env, memoize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,18 +21,156 @@ class Entry:
     """One algorithm.
 
     Attributes:
-      factory: `(env, network=..., config=...) -> Algorithm`.
-      config: the frozen dataclass of its structure.
-      hyperparams: the record of its data.
       summary: one line for people.
+      factory: `(env, network=..., config=...) -> Algorithm`.
+      default_config: its structure unless changed, a frozen dataclass.
+      hyperparams: the record of its data.
+      base: the algorithm that it is a variant of, or None.
     """
 
-    factory: Callable[..., Algorithm]
-    config: type
-    hyperparams: type
     summary: str
+    factory: Callable[..., Algorithm]
+    default_config: Any
+    hyperparams: type
+    base: str | None = None
 
+    @property
+    def config(self) -> type:
+        """The frozen dataclass of its structure."""
+        return type(self.default_config)
+
+
+def _variant(
+    summary: str, name: str, config: ppo.Config, hyperparams: dict[str, float] | None = None, **components: Any
+) -> Entry:
+    """An entry for PPO's step with some of its components chosen."""
+
+    def make(env: Env, network: ActorCritic | None = None, config: ppo.Config = config) -> Algorithm:
+        algorithm = ppo.ppo(env, network, config=config, **components)
+
+        def with_defaults(**changes: Any) -> ppo.Hyperparams:
+            return algorithm.hyperparams(**{**(hyperparams or {}), **changes})
+
+        return algorithm._replace(name=name, hyperparams=with_defaults)
+
+    make.__name__ = name
+    return Entry(summary, memoize(make), config, ppo.Hyperparams, "ppo")
+
+
+_ONE_UPDATE = {"num_epochs": 1, "num_minibatches": 1, "clip_value": False, "normalize_advantage": "none"}
 
 ALGORITHMS: dict[str, Entry] = {
-    "ppo": Entry(ppo.ppo, ppo.Config, ppo.Hyperparams, "proximal policy optimization (Schulman et al. 2017)"),
+    "ppo": Entry("proximal policy optimization (Schulman et al. 2017)", ppo.ppo, ppo.Config(), ppo.Hyperparams),
+    "trpo": Entry(
+        "trust region policy optimization (Schulman et al. 2015)", trpo.trpo, trpo.Config(), trpo.Hyperparams
+    ),
+    "props": Entry(
+        "proximal robust on-policy sampling on PPO (Corrado and Hanna 2023)",
+        props.props,
+        props.Config(),
+        props.Hyperparams,
+    ),
+    "stream_q": Entry(
+        "stream Q and SARSA(lambda) (Elsayed et al. 2024)",
+        stream_q.stream_q,
+        stream_q.Config(),
+        stream_q.Hyperparams,
+    ),
+    "stream_ac": Entry(
+        "stream AC(lambda) (Elsayed et al. 2024)", stream_ac.stream_ac, stream_ac.Config(), stream_ac.Hyperparams
+    ),
+    "avg": Entry("action value gradient, streaming (Vasan et al. 2024)", avg.avg, avg.Config(), avg.Hyperparams),
+    "a2c": _variant(
+        "advantage actor-critic, A3C's synchronous form (Mnih et al. 2016)",
+        "a2c",
+        ppo.Config(num_envs=16, num_steps=5, **_ONE_UPDATE),
+        {"learning_rate": 7e-4, "gae_lambda": 1.0},
+        objective=objectives.policy_gradient(),
+        optimizer=rmsprop,
+    ),
+    "reinforce": _variant(
+        "Monte-Carlo policy gradient with a value baseline (Williams 1992)",
+        "reinforce",
+        ppo.Config(num_envs=16, num_steps=128, **{**_ONE_UPDATE, "normalize_advantage": "batch"}),
+        {"learning_rate": 3e-3},
+        objective=objectives.policy_gradient(),
+        estimator=estimators.monte_carlo("value"),
+    ),
+    "rloo": _variant(
+        "policy gradient, baseline of the other environments (Kool et al. 2019)",
+        "rloo",
+        ppo.Config(num_envs=16, num_steps=128, **{**_ONE_UPDATE, "normalize_advantage": "batch"}),
+        {"learning_rate": 3e-3},
+        objective=objectives.policy_gradient(),
+        estimator=estimators.monte_carlo("leave_one_out"),
+    ),
+    "impala": _variant(
+        "policy gradient with V-trace for actors that lag behind (Espeholt et al. 2018)",
+        "impala",
+        ppo.Config(num_envs=32, num_steps=20, actor_lag=1, **_ONE_UPDATE),
+        {"learning_rate": 2e-3, "gae_lambda": 1.0},
+        objective=objectives.policy_gradient(),
+        estimator=estimators.vtrace(),
+        optimizer=rmsprop,
+    ),
+    "ppo_kl": _variant(
+        "PPO with a fixed KL penalty (Schulman et al. 2017, eq. 8)",
+        "ppo_kl",
+        ppo.Config(),
+        objective=objectives.kl_penalty(),
+    ),
+    "ppo_ewma": _variant(
+        "PPO that stays close to an average of its policies (Hilton et al. 2022)",
+        "ppo_ewma",
+        ppo.Config(proximal="ewma", normalize_advantage="ewma"),
+    ),
+    "mdpo": _variant(
+        "mirror descent policy optimization, on-policy (Tomar et al. 2020)",
+        "mdpo",
+        ppo.Config(num_envs=8, num_steps=256, num_epochs=10, schedule="constant"),
+        {"learning_rate": 3e-4},
+        objective=objectives.mdpo(),
+    ),
+    "spo": _variant("simple policy optimization (Xie et al. 2024)", "spo", ppo.Config(), objective=objectives.spo()),
+    "dpo": _variant("discovered policy optimization (Lu et al. 2022)", "dpo", ppo.Config(), objective=objectives.dpo()),
+    "awr": _variant(
+        "advantage-weighted regression on on-policy data (Peng et al. 2019)",
+        "awr",
+        ppo.Config(),
+        objective=objectives.awr(),
+    ),
+    "vmpo": _variant(
+        "on-policy maximum a posteriori policy optimization (Song et al. 2020)",
+        "vmpo",
+        ppo.Config(),
+        objective=objectives.vmpo(),
+    ),
 }
+
+
+def make(name: str, env: Env, **config: Any) -> Algorithm:
+    """Builds a registered algorithm, with changes to its config.
+
+    Args:
+      name: as `jaxrl list algorithms` prints it.
+      env: the environment to learn in.
+      **config: fields of the algorithm's `Config` to change; a `network` may also be one that is built.
+
+    Raises:
+      ValueError: the name or a field is unknown, or what the algorithm's factory raises.
+
+    Example:
+      >>> import jaxrl
+      >>> make("a2c", jaxrl.make_env("gymnax/CartPole-v1"), num_envs=8).env_steps
+      40
+    """
+    if name not in ALGORITHMS:
+        raise ValueError(unknown(name, ALGORITHMS, kind="algorithm"))
+    entry = ALGORITHMS[name]
+    fields = [field.name for field in dataclasses.fields(entry.default_config)]
+    for field in config:
+        if field not in fields:
+            raise ValueError(unknown(field, fields, kind=f"field of {name}'s config"))
+    built = isinstance(config.get("network"), ActorCritic)
+    arguments = {"network": config.pop("network")} if built else {}
+    return entry.factory(env, config=dataclasses.replace(entry.default_config, **config), **arguments)

@@ -23,7 +23,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import acting, rollout, validation
+from jaxrl import acting, diagnostics, rollout, validation
 from jaxrl.estimators import gae
 from jaxrl.networks import ActorCritic, NetworkConfig
 from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value
@@ -52,6 +52,7 @@ class Config:
       reset_size: resets a step if pooled, states kept if cached.
       matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
       network: the default network's layers and memory.
+      diagnostics: further metrics: gradient_noise (of the policy), dormant, effective_rank, churn, kl.
     """
 
     num_envs: int = 8
@@ -67,6 +68,7 @@ class Config:
     reset_size: int = 0
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    diagnostics: tuple[str, ...] = ()
 
 
 @struct.dataclass
@@ -156,6 +158,7 @@ def trpo(
     validation.estimator("trpo", estimator, config.num_envs)
     reset.validate(config.num_envs)
     minibatches.validate(config.num_steps, config.num_envs, config.num_minibatches, net.recurrent)
+    diagnostics.validate("trpo", config.diagnostics, net, config.num_minibatches)
     batch_size = config.num_envs * config.num_steps
     precision = config.matmul_precision
 
@@ -265,6 +268,18 @@ def trpo(
 
         (params, opt_state), value_loss = jax.lax.scan(epoch, (params, state.opt_state), keys_epoch)
         metrics["loss/value"] = jnp.mean(value_loss)
+        metrics |= diagnostics.measure(config.diagnostics, net, (obs, memory, batch.start), old.policy, params)
+        if "gradient_noise" in config.diagnostics:
+            samples = (obs, batch.start, batch.action, advantage)
+
+            def gain(params: PyTree, part: Any) -> Array:
+                # At the old policy its gradient is the surrogate's.
+                (obs, start, action, advantage), memory = part
+                return jnp.mean(net.apply(params, obs, memory, start)[0].policy.log_prob(action) * advantage)
+
+            shuffled = lambda key: minibatches.shuffled(key, samples, memory, config.num_minibatches, net.recurrent)
+            first = lambda part: jax.grad(gain)(state.params, part)
+            metrics |= diagnostics.gradient_noise(state.key, first, shuffled, batch_size)
 
         seen = state.observation_statistics
         if config.normalize_observations:

@@ -73,7 +73,7 @@ def from_options(options: argparse.Namespace) -> tuple[Built, dict[str, Any]]:
     entry = find_algorithm(options.algorithm)
     env, env_options = find_env(options.env, options.env_option)
     top_level = [field.name for field in dataclasses.fields(entry.hyperparams)]
-    config = overrides.with_config_changes(entry.config(), overrides.config_changes(assignments), top_level)
+    config = overrides.with_config_changes(entry.default_config, overrides.config_changes(assignments), top_level)
     member = entry.factory(env, config=config)
     changes = overrides.with_hyperparameter_changes(
         member.hyperparams(), overrides.hyperparameter_changes(assignments), config_fields.fields(config, CONFIG)

@@ -85,7 +85,7 @@ def _hyperparameter_rows(record: Any, prefix: str = "", meaning: str = "") -> It
 
 
 def _config_rows(entry: Entry) -> list[Row]:
-    return list(_rows_of_config(entry.config()))
+    return list(_rows_of_config(entry.default_config))
 
 
 def _rows_of_config(config: Any, prefix: str = CONFIG) -> Iterator[Row]:

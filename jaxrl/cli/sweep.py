@@ -256,10 +256,10 @@ def _reader(source: dict[str, Any]) -> Callable[[str, str], Any]:
         entry = build.find_algorithm(algorithm)
         for name in source["environments"]:
             leaves = trees.named_leaves(
-                entry.factory(make_env(name, **source["env_options"]), config=entry.config()).hyperparams()
+                entry.factory(make_env(name, **source["env_options"]), config=entry.default_config).hyperparams()
             )
             kinds = {
-                **{key: field.kind for key, field in config_fields.fields(entry.config(), CONFIG).items()},
+                **{key: field.kind for key, field in config_fields.fields(entry.default_config, CONFIG).items()},
                 **{key: _kind(leaf) for key, leaf in leaves.items()},
             } | kinds
 

@@ -1,7 +1,8 @@
 """The actor-critic network: one module for every observation space, action space, torso and memory."""
 
 import dataclasses
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,8 @@ from jaxrl.networks.torsos import MLP, Encoder, activation_function
 from jaxrl.ops import distributions, trees
 from jaxrl.types import Key, Memory, Observation, memoize
 
+Policy = Literal["gaussian", "tanh_gaussian", "mixture", "bang_bang", "bang_off_bang", "autoregressive"]
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
@@ -28,7 +31,12 @@ class NetworkConfig:
       layer_norm: whether dense layers are normalized.
       memory: none, gru, lstm or s5.
       memory_size: width of the recurrent core.
-      policy: of continuous actions: gaussian or tanh_gaussian.
+      policy: the distribution of actions. Of a Box: gaussian, tanh_gaussian, mixture, bang_bang or bang_off_bang. Of a
+        MultiDiscrete: autoregressive, otherwise independent parts. A Discrete one is categorical.
+      num_components: of a mixture.
+      state_std: whether the standard deviation depends on the observation; otherwise it is one free parameter for each
+        entry of the action.
+      weight_norm: whether dense layers of the torsos have weights g v / ‖v‖.
     """
 
     hidden: tuple[int, ...] = (64, 64)
@@ -37,7 +45,10 @@ class NetworkConfig:
     layer_norm: bool = False
     memory: Literal["none", "gru", "lstm", "s5"] = "none"
     memory_size: int = 128
-    policy: Literal["gaussian", "tanh_gaussian"] = "gaussian"
+    policy: Policy = "gaussian"
+    num_components: int = 4
+    state_std: bool = False
+    weight_norm: bool = False
 
 
 @struct.dataclass
@@ -72,7 +83,11 @@ class ActorCritic(nn.Module):
       layer_norm: whether dense layers are normalized.
       memory: `none`, `gru`, `lstm` or `s5`.
       memory_size: width of the recurrent core.
-      policy: for a `Box`: `gaussian` or `tanh_gaussian`.
+      policy: `gaussian`, `tanh_gaussian`, `mixture`, `bang_bang` or `bang_off_bang` for a `Box`; `autoregressive` for a
+        `MultiDiscrete`.
+      num_components: K of a mixture.
+      state_std: whether the standard deviation depends on the observation.
+      weight_norm: whether dense layers of the torsos have weights g v / ‖v‖.
       heads: further linear outputs as (name, size), which an objective may ask for.
       dtype: of the torsos' computation; parameters and outputs stay float32.
     """
@@ -86,6 +101,9 @@ class ActorCritic(nn.Module):
     memory: str = "none"
     memory_size: int = 128
     policy: str = "gaussian"
+    num_components: int = 4
+    state_std: bool = False
+    weight_norm: bool = False
     heads: tuple[tuple[str, int], ...] = ()
     dtype: Any = jnp.float32
 
@@ -112,20 +130,14 @@ class ActorCritic(nn.Module):
         """
         if self.recurrent:
             assert start is not None
-            features = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="torso")(
-                self._encode(obs, "")
-            )
+            features = self._torso("torso")(self._encode(obs, ""))
             memory, core = CORES[self.memory](self.memory_size, name="core")(
                 memory, features.astype(jnp.float32), start
             )
             actor = critic = core
         else:
-            actor = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="actor")(
-                self._encode(obs, "actor_")
-            )
-            critic = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, name="critic")(
-                self._encode(obs, "critic_")
-            )
+            actor = self._torso("actor")(self._encode(obs, "actor_"))
+            critic = self._torso("critic")(self._encode(obs, "critic_"))
         actor, critic = actor.astype(jnp.float32), critic.astype(jnp.float32)
         mask = obs.get("action_mask") if isinstance(obs, dict) else None
         value = nn.Dense(1, kernel_init=orthogonal(1.0), name="value")(critic)
@@ -133,6 +145,9 @@ class ActorCritic(nn.Module):
             name: nn.Dense(size, kernel_init=orthogonal(1.0), name=f"head_{name}")(actor) for name, size in self.heads
         }
         return Output(self._distribution(actor, mask), value[..., 0], heads), memory
+
+    def _torso(self, name: str) -> MLP:
+        return MLP(self.hidden, self.activation, self.layer_norm, self.dtype, self.weight_norm, name=name)
 
     def _encode(self, obs: Any, prefix: str) -> Array:
         return Encoder(
@@ -144,20 +159,60 @@ class ActorCritic(nn.Module):
         )(obs)
 
     def _distribution(self, features: Array, mask: Array | None) -> Any:
-        space, init = self.action_space, orthogonal(0.01)
+        space = self.action_space
         if isinstance(space, spaces.Discrete):
-            logits = nn.Dense(space.n, kernel_init=init, name="policy")(features)
-            return distributions.Categorical(logits) if mask is None else distributions.masked_categorical(logits, mask)
+            logits = self._linear("policy", space.n, features)
+            if mask is None:
+                return distributions.Categorical(logits)
+            return distributions.masked_categorical(logits, mask.reshape(logits.shape))
         if isinstance(space, spaces.MultiDiscrete):
-            logits = nn.Dense(sum(space.nvec), kernel_init=init, name="policy")(features)
-            ends = [sum(space.nvec[: i + 1]) for i in range(len(space.nvec) - 1)]
-            return distributions.MultiCategorical(tuple(jnp.split(logits, ends, axis=-1)))
+            return self._several(space.nvec, features, mask)
         num = spaces.size(space)
-        mean = nn.Dense(num, kernel_init=init, name="policy")(features)
-        log_std = jnp.broadcast_to(self.param("log_std", nn.initializers.zeros, (num,)), mean.shape)
+        if self.policy in _LEVELS:
+            return self._extremes(num, _LEVELS[self.policy], features)
+        if self.policy == "mixture":
+            shape = (self.num_components, num)
+            router = self._linear("router", self.num_components, features)
+            return distributions.GaussianMixture(router, *self._normal(shape, features))
+        mean, log_std = self._normal((num,), features)
         if self.policy == "tanh_gaussian":
             return distributions.TanhGaussian(mean, log_std, -1.0, 1.0)
         return distributions.Gaussian(mean, log_std)
+
+    def _several(self, nvec: tuple[int, ...], features: Array, mask: Array | None) -> Any:
+        logits = self._linear("policy", sum(nvec), features)
+        starts = [sum(nvec[:i]) for i in range(1, len(nvec))]
+        parts = jnp.split(logits, starts, axis=-1)
+        if mask is not None:
+            masks = jnp.split(mask.reshape(logits.shape), starts, axis=-1)
+            parts = [distributions.masked_categorical(*part).logits for part in zip(parts, masks, strict=True)]
+        if self.policy != "autoregressive":
+            return distributions.MultiCategorical(tuple(parts))
+        shapes = list(zip(starts, nvec[1:], strict=True))
+        sizes = [math.prod(shape) for shape in shapes]
+        flat = self._linear("tables", sum(sizes), features)
+        tables = jnp.split(flat, [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
+        reshaped = [table.reshape((*flat.shape[:-1], *shape)) for table, shape in zip(tables, shapes, strict=True)]
+        return distributions.AutoregressiveCategorical(tuple(parts), tuple(reshaped))
+
+    def _extremes(self, num: int, num_levels: int, features: Array) -> Any:
+        # The first value's logit is 0, so that two values are a Bernoulli variable with one logit.
+        free = self._linear("policy", num * (num_levels - 1), features).reshape((*features.shape[:-1], num, -1))
+        return distributions.BangBang(jnp.concatenate([jnp.zeros_like(free[..., :1]), free], axis=-1))
+
+    def _normal(self, shape: tuple[int, ...], features: Array) -> tuple[Array, Array]:
+        """Means and logarithms of standard deviations, [..., *shape]."""
+        full = (*features.shape[:-1], *shape)
+        mean = self._linear("policy", math.prod(shape), features).reshape(full)
+        if self.state_std:
+            return mean, self._linear("log_std", math.prod(shape), features).reshape(full)
+        return mean, jnp.broadcast_to(self.param("log_std", nn.initializers.zeros, shape), full)
+
+    def _linear(self, name: str, size: int, features: Array) -> Array:
+        return nn.Dense(size, kernel_init=orthogonal(0.01), name=name)(features)
+
+
+_LEVELS = {"bang_bang": 2, "bang_off_bang": 3}
 
 
 def init_params(net: ActorCritic, key: Key, obs: Observation) -> PyTree:
@@ -292,10 +347,46 @@ def actor_critic(observation_space: spaces.Space, action_space: spaces.Space, **
     activation_function(network.activation)
     if network.memory not in ("none", *CORES):
         raise ValueError(f"memory must be none or one of {sorted(CORES)}; got memory = {network.memory!r}.")
-    if network.policy not in ("gaussian", "tanh_gaussian"):
-        raise ValueError(f"policy must be gaussian or tanh_gaussian; got policy = {network.policy!r}.")
-    if isinstance(action_space, spaces.Dict):
-        raise ValueError("actor_critic has no head for a Dict of actions; wrap the environment to flatten its actions.")
-    if network.policy == "tanh_gaussian" and not (isinstance(action_space, spaces.Box) and action_space.bounded):
-        raise ValueError(f"policy = 'tanh_gaussian' needs a Box of actions with finite bounds; got {action_space}.")
+    _check_policy(network)
     return network
+
+
+def _check_policy(network: ActorCritic) -> None:
+    policy, space = network.policy, network.action_space
+    box = isinstance(space, spaces.Box)
+    if policy not in get_args(Policy):
+        raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}; got policy = {policy!r}.")
+    if isinstance(space, spaces.Dict):
+        raise ValueError("actor_critic has no head for a Dict of actions; wrap the environment to flatten its actions.")
+    if policy in ("tanh_gaussian", *_LEVELS) and not (box and space.bounded):
+        raise ValueError(f"policy = {policy!r} needs a Box of actions with finite bounds; got {space}.")
+    if policy == "mixture" and not box:
+        raise ValueError(f"policy = 'mixture' needs a Box of actions; got {space}.")
+    if policy == "autoregressive":
+        if not isinstance(space, spaces.MultiDiscrete) or len(space.nvec) < 2:
+            raise ValueError(f"policy = 'autoregressive' needs a MultiDiscrete of at least two parts; got {space}.")
+        distributions.check_num_joint_actions(space.nvec)
+    if network.num_components < 1:
+        raise ValueError(f"num_components must be at least 1; got num_components = {network.num_components}.")
+    if policy != "mixture" and network.num_components != NetworkConfig.num_components:
+        raise ValueError(
+            f"num_components is read by policy = 'mixture' only; got num_components = {network.num_components} with "
+            f"policy = {policy!r}."
+        )
+    if network.state_std and (not box or policy in _LEVELS):
+        raise ValueError(f"state_std needs a policy with a standard deviation; got policy = {policy!r} for {space}.")
+    _check_mask(network)
+
+
+def _check_mask(network: ActorCritic) -> None:
+    observed, space = network.observation_space, network.action_space
+    if not (isinstance(observed, spaces.Dict) and "action_mask" in observed.names):
+        return
+    mask = observed["action_mask"]
+    if isinstance(space, spaces.Discrete) and spaces.size(mask) != space.n:
+        raise ValueError(f"action_mask of {space} must have {space.n} entries; got {mask}.")
+    if isinstance(space, spaces.MultiDiscrete) and spaces.size(mask) != sum(space.nvec):
+        raise ValueError(
+            f"action_mask of {space} must have {sum(space.nvec)} entries, the parts' masks one after the other; "
+            f"got {mask}."
+        )

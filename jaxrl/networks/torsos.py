@@ -40,18 +40,25 @@ class MLP(nn.Module):
       activation: name of the activation.
       layer_norm: whether to normalize before each activation.
       dtype: of the computation; parameters stay float32.
+      weight_norm: whether the weights into each unit are g v / ‖v‖, with their length g learned apart from their
+        direction v (Salimans and Kingma 2016, arXiv:1602.07868, eq. 2). It couples no two examples. g is √2 at first,
+        the length without this option; the paper's initialization from a first batch is left out.
     """
 
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     layer_norm: bool = False
     dtype: Any = jnp.float32
+    weight_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... H"]:
         """Maps [..., D] to [..., hidden[-1]]."""
         for width in self.hidden:
-            x = nn.Dense(width, kernel_init=orthogonal(math.sqrt(2)), dtype=self.dtype)(x)
+            dense = nn.Dense(width, kernel_init=orthogonal(math.sqrt(2)), dtype=self.dtype)
+            if self.weight_norm:
+                dense = nn.WeightNorm(dense, scale_init=nn.initializers.constant(math.sqrt(2)))
+            x = dense(x)
             if self.layer_norm:
                 x = nn.LayerNorm(dtype=self.dtype)(x)
             x = activation_function(self.activation)(x)

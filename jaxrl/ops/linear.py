@@ -37,7 +37,7 @@ def conjugate_gradient(
     def step(_: int, carry: Any) -> Any:
         x, residual, direction, square = carry
         curved = product(direction)
-        curvature = optax.tree.vdot(direction, curved)
+        curvature = jnp.asarray(optax.tree.vdot(direction, curved))
         going = (square > enough) & (curvature > 0.0)
         rate = jnp.where(going, square / jnp.where(going, curvature, 1.0), 0.0)
         x = jax.tree.map(lambda x, d: x + rate * d, x, direction)

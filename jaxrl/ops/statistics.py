@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, PyTree, UInt32
 
+from jaxrl.ops import trees
 from jaxrl.types import Observation
 
 
@@ -86,6 +87,27 @@ def update_statistics(statistics: RunningStatistics, batch: Observation, num_bat
         jax.tree.structure(statistics.mean), jax.tree.structure((0, 0, 0)), updated
     )
     return RunningStatistics(count=total, mean=mean, mean_residual=residual, var=var)
+
+
+def update_with_transition(
+    statistics: RunningStatistics, next_obs: Observation, first_obs: Observation, ended: Bool[Array, ""]
+) -> tuple[RunningStatistics, RunningStatistics]:
+    """Adds one transition's observations: the true successor and, where the episode ended, the next one's first.
+
+    Every observation is counted once, in the order in which it comes. A single sample is Welford's update (1962,
+    Technometrics 4(3)).
+
+    Args:
+      statistics: of everything up to the observation that was acted on.
+      next_obs: one observation, the true successor.
+      first_obs: one observation, read only where the episode ended.
+      ended: whether it did.
+
+    Returns:
+      The statistics that include `next_obs`, to normalize it with, and those for the observation to act on next.
+    """
+    seen = update_statistics(statistics, next_obs, 0)
+    return seen, trees.where(ended, update_statistics(seen, first_obs, 0), seen)
 
 
 def normalize(

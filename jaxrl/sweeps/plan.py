@@ -316,7 +316,7 @@ def find_learners(given: Any) -> list[Learner]:
             if value not in ALGORITHMS:
                 raise ValueError(unknown(value, ALGORITHMS, kind="algorithm"))
             entry = ALGORITHMS[value]
-            return Learner(name or value, entry.factory, entry.config())
+            return Learner(name or value, entry.factory, entry.default_config)
         if not callable(value):
             raise ValueError(f"An algorithm is a name or a factory (env, config=...) -> Algorithm; got {value!r}.")
         config = inspect.signature(value).parameters.get("config")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 import jaxrl
 from jaxrl import estimators, objectives
-from jaxrl.algorithms import avg, ppo, stream_ac, stream_q
+from jaxrl.algorithms import avg, ppo, props, stream_ac, stream_q, trpo
 from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.meta.pbt import Range, pbt
 from jaxrl.networks import NetworkConfig
@@ -83,23 +83,56 @@ _PPO_OPTIONS = {
 }
 _PBT_RANGES = {"learning_rate": Range(1e-3, 1e-1), "objective.clip": Range(0.01, 0.4)}
 _CPU = {"matmul_precision": "one precision only on a CPU"}
+_DIAGNOSTICS = {"diagnostics": "only adds metrics"}
 _PLAIN = {
     **_CPU,
+    **_DIAGNOSTICS,
     "proximal_decay": "only with proximal = ewma",
     "advantage_decay": "only with normalize_advantage = ewma",
+}
+
+
+def _trpo(env: str, **network: Any) -> Callable[..., Algorithm]:
+    tiny = {
+        "num_envs": 4,
+        "num_steps": 8,
+        "num_cg_steps": 4,
+        "num_backtracks": 8,
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "network": NetworkConfig(hidden=(8,), **network),
+    }
+    return lambda **config: trpo.trpo(jaxrl.make_env(env), config=trpo.Config(**{**tiny, **config}))
+
+
+# On Pendulum the quadratic model is wrong in a region of this size, so that the line search has work to do.
+_TRPO_HPARAMS = {"max_kl": 0.3}
+_WHOLE_STEP = {**_CPU, "backtrack_factor": "the whole step is good; trpo-continuous shortens it"}
+_TRPO_OPTIONS = {
+    "num_envs": 8,
+    "num_steps": 16,
+    "num_cg_steps": 1,
+    "line_search": False,
+    "num_epochs": 3,
+    "num_minibatches": 4,
+    "normalize_observations": True,
+    "normalize_rewards": True,
+    "reset": "pooled",
+    "reset_size": 2,
+    "network": NetworkConfig(hidden=(8,), activation="relu"),
 }
 
 
 def _streaming(module: Any, env: str, **tiny: Any) -> Callable[..., Algorithm]:
     """An algorithm of one environment; its factory has the name of its module."""
     name = module.__name__.rpartition(".")[2]
-    tiny = {"num_steps": 8, "network": StreamingConfig(hidden=(8,)), **tiny}
+    tiny = {"num_steps": 16, "network": StreamingConfig(hidden=(8,)), **tiny}
     return lambda **config: getattr(module, name)(jaxrl.make_env(env), module.Config(**{**tiny, **config}))
 
 
 _UNSCALED = {"normalize_observations": False, "normalize_rewards": False}
 _STREAM_OPTIONS = {
-    "num_steps": 16,
+    "num_steps": 8,
     "optimizer": "adaptive_obgd",
     "normalize_observations": True,
     "normalize_rewards": True,
@@ -110,16 +143,68 @@ _STREAM_OPTIONS = {
 _STREAM_HPARAMS = {"learning_rate": 0.05}
 _STREAM_Q_HPARAMS = {
     **_STREAM_HPARAMS,
-    "epsilon_start": 0.8,
-    "epsilon_end": 0.4,
-    "epsilon_fraction": 0.5,
-    "horizon": 40,
+    "epsilon_start": 0.9,
+    "epsilon_end": 0.5,
+    "epsilon_fraction": 0.3,
+    "horizon": 60,
 }
 _STREAM_INERT = {
     **_CPU,
     "reset_size": "the law asks with pooled resets, which one environment has not; see test_streaming.py",
 }
+_SLOW = {"env.max_speed": "not reached in so few transitions"}
 _NO_BETA2 = {"beta2": "only with adaptive_obgd or adam"}
+
+
+def _props(env: str, **changes: Any) -> Callable[..., Algorithm]:
+    tiny = {
+        "num_envs": 4,
+        "num_steps": 8,
+        "num_behavior_updates": 2,
+        "num_behavior_epochs": 2,
+        "num_behavior_minibatches": 2,
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "schedule": "linear",
+        "network": NetworkConfig(hidden=(8,)),
+        **changes,
+    }
+    return lambda **config: props.props(jaxrl.make_env(env), config=props.Config(**{**tiny, **config}))
+
+
+# Narrow clips and a small divergence of the behavior policy, so that each is reached within three small steps.
+_PROPS_HPARAMS = {
+    "horizon": 512.0,
+    "target_kl": 0.5,
+    "learning_rate": 1e-2,
+    "objective": Clip(clip=jnp.float32(0.02)),
+    "behavior_learning_rate": 1e-2,
+    "behavior_clip": 0.05,
+    "behavior_target_kl": 1e-3,
+}
+_PROPS_OPTIONS = {
+    "num_envs": 8,
+    "num_steps": 16,
+    "num_rollouts": 3,
+    "num_epochs": 3,
+    "num_minibatches": 4,
+    "schedule": "constant",
+    "normalize_observations": True,
+    "normalize_rewards": True,
+    "reset": "pooled",
+    "reset_size": 2,
+    "network": NetworkConfig(hidden=(8,), activation="relu"),
+}
+_PROPS_BEHAVIOR = {"num_behavior_updates": 4, "num_behavior_epochs": 3, "num_behavior_minibatches": 4}
+_PROPS_INERT = {
+    **_CPU,
+    "num_error_epochs": "measures, see test_props.py",
+    "error_learning_rate": "measures, see test_props.py",
+}
+_PROPS_SAME_ACTIONS = {
+    f"behavior_{name}": "too small a change to turn one of so few discrete actions"
+    for name in ("learning_rate", "clip", "kl_coef", "target_kl")
+}
 
 CASES = {
     "ppo-discrete": Case("ppo", _ppo("probe/Credit"), _PPO_HPARAMS, _PPO_OPTIONS, _PLAIN),
@@ -138,7 +223,7 @@ CASES = {
         _ppo(
             "probe/Credit",
             {
-                "objective": objectives.clip(),
+                "objective": objectives.vmpo(),
                 "estimator": estimators.vtrace(),
                 "proximal": "ewma",
                 "normalize_advantage": "ewma",
@@ -148,6 +233,11 @@ CASES = {
         {name: value for name, value in _PPO_HPARAMS.items() if name != "objective"},
         {},
         _CPU,
+    ),
+    "trpo-discrete": Case("trpo", _trpo("probe/Credit"), {"max_kl": 0.05}, _TRPO_OPTIONS, _WHOLE_STEP),
+    "trpo-continuous": Case("trpo", _trpo("gymnax/Pendulum-v1"), _TRPO_HPARAMS, {"num_backtracks": 1}, _CPU),
+    "trpo-recurrent": Case(
+        "trpo", _trpo("probe/Memory", memory="gru", memory_size=8), {"max_kl": 0.05}, {}, _WHOLE_STEP
     ),
     "ppo-population": Case(
         "ppo",
@@ -162,6 +252,16 @@ CASES = {
         _PPO_HPARAMS,
         {},
         _PLAIN,
+    ),
+    "props-discrete": Case(
+        "props", _props("probe/Credit"), _PROPS_HPARAMS, _PROPS_OPTIONS, {**_PROPS_INERT, **_PROPS_SAME_ACTIONS}
+    ),
+    "props-continuous": Case(
+        "props",
+        _props("gymnax/Pendulum-v1", normalize_observations=True, normalize_rewards=True),
+        _PROPS_HPARAMS,
+        _PROPS_BEHAVIOR,
+        {**_PROPS_INERT, **_SLOW},
     ),
     "stream_q": Case(
         "stream_q",
@@ -184,21 +284,21 @@ CASES = {
     ),
     "stream_ac-discrete": Case(
         "stream_ac",
-        _streaming(stream_ac, "probe/Credit", **_UNSCALED),
+        _streaming(stream_ac, "probe/Credit", num_steps=6, **_UNSCALED),
         _STREAM_HPARAMS,
         _STREAM_OPTIONS,
         {**_STREAM_INERT, **_NO_BETA2},
     ),
     "stream_ac-continuous": Case(
         "stream_ac",
-        _streaming(stream_ac, "gymnax/Pendulum-v1", optimizer="adaptive_obgd"),
-        {},
+        _streaming(stream_ac, "gymnax/Pendulum-v1", num_steps=8, optimizer="adaptive_obgd"),
+        {"learning_rate": 0.01},
         {"normalize_observations": False, "normalize_rewards": False},
-        _CPU,
+        {**_CPU, **_SLOW},
     ),
     "avg": Case(
         "avg",
-        _streaming(avg, "gymnax/Pendulum-v1"),
+        _streaming(avg, "gymnax/Pendulum-v1", num_steps=8),
         {"beta1": 0.5},
         {
             "num_steps": 16,
@@ -206,7 +306,7 @@ CASES = {
             "scale_errors": False,
             "network": StreamingConfig(hidden=(8,), layer_norm=False, unit_features=True),
         },
-        _CPU,
+        {**_CPU, **_SLOW},
     ),
     "avg-one-step": Case(
         "avg",
@@ -217,4 +317,7 @@ CASES = {
     ),
 }
 
-assert {case.algorithm for case in CASES.values()} == set(ALGORITHMS), "every algorithm needs a row"
+# A variant has no code of its own: `test_variants` builds and runs each.
+VARIANTS = [name for name, entry in ALGORITHMS.items() if entry.base]
+
+assert {case.algorithm for case in CASES.values()} == set(ALGORITHMS) - set(VARIANTS), "every algorithm needs a row"

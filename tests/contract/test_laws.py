@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract.cases import CASES
+from contract.cases import CASES, VARIANTS
 
 import jaxrl
+from jaxrl.algorithms.registry import ALGORITHMS
+from jaxrl.networks import NetworkConfig
 from jaxrl.ops import trees
 
 NUM_STEPS = 3
@@ -252,3 +254,23 @@ def test_act_is_for_one_environment_and_greedy_without_a_key(name):
     assert kind(after) == kind(jax.tree.map(jnp.asarray, memory))
     drawn = [plain(algorithm.act(state, memory, obs, key)[0]) for key in jax.random.split(jax.random.key(0), 20)]
     assert any(not np.array_equal(drawn[0], other) for other in drawn[1:]), "sampling must depend on the key"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_learn_something_with_their_own_defaults(name):
+    """A variant's parts fit together: laws 1 and 6, its name, its defaults, one record for equal arguments."""
+    entry = ALGORITHMS[name]
+    tiny = {"num_envs": 4, "num_steps": 8, "network": NetworkConfig(hidden=(8,))}
+    algorithm = jaxrl.make(name, jaxrl.make_env("probe/Credit"), **tiny)
+    assert algorithm.name == name
+    assert algorithm is jaxrl.make(name, jaxrl.make_env("probe/Credit"), **tiny)
+    assert algorithm.config == dataclasses.replace(entry.default_config, **tiny)
+    hparams = algorithm.hyperparams(horizon=1000.0)
+    shapes = jax.eval_shape(algorithm.init, jax.random.key(0), hparams)
+    assert kind(jax.eval_shape(algorithm.step, shapes, hparams)[0]) == kind(shapes)
+    before = jax.jit(algorithm.init)(jax.random.key(0), hparams)
+    after, metrics = jax.jit(algorithm.step)(before, hparams)
+    assert all(np.isfinite(value).all() for value in metrics.values())
+    moved = trees.named_leaves(plain(after.params))
+    for path, leaf in trees.named_leaves(plain(before.params)).items():
+        assert not np.array_equal(leaf, moved[path]), f"{path} did not move"

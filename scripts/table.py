@@ -1,0 +1,212 @@
+"""The table of algorithms and environments: runs its cells, and writes the page.
+
+    scripts/table.py run --algorithms a2c trpo --environments gymnax/CartPole-v1    runs cells that have no figure yet
+    scripts/table.py write                                                          writes docs/results.md
+
+A cell is one algorithm with the defaults of its name (`jaxrl list algorithms`), the settings that its environment has
+in TASKS, and NUM_SEEDS seeds from one key. After the steps stated each seed plays NUM_EPISODES greedy episodes with
+statistics frozen; the figure is the interquartile mean over the seeds' mean returns with a 95% bootstrap interval. What
+was run is kept in docs/results.json, each cell with its seeds' returns, versions and revision; a cell that is there is
+not run again unless --again. A cell that never ran stays empty.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
+NUM_SEEDS, NUM_EPISODES = 10, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One environment.
+
+    Attributes:
+      num_steps: environment steps a seed.
+      config: fields of the config, set where an algorithm has them.
+      network: fields of `config.network`, set where it has them.
+      hparams: hyperparameters, set where an algorithm has them.
+      published: others' figures, with their source.
+    """
+
+    num_steps: int
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    network: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hparams: dict[str, Any] = dataclasses.field(default_factory=dict)
+    published: str = ""
+
+
+_SCALED = {"normalize_observations": True, "normalize_rewards": True, "clip_value": False}
+_MINATAR = {"activation": "relu", "convolve": False}
+TASKS = {
+    "gymnax/CartPole-v1": Task(500_000, published="CleanRL PPO 490.0 ± 6.1, DQN (JAX) 498.4 ± 2.3"),
+    "gymnax/Acrobot-v1": Task(500_000, published="CleanRL PPO -86.4 ± 1.3, DQN (JAX) -88.9 ± 1.6"),
+    "gymnax/MountainCar-v0": Task(500_000, published="CleanRL PPO -200, DQN (JAX) -188.9 ± 11.8; gymnax's agent -118"),
+    "gymnax/Pendulum-v1": Task(500_000, _SCALED, published="gymnax's agent -130"),
+    "gymnax/MountainCarContinuous-v0": Task(500_000, _SCALED, published="gymnax's agent 92"),
+    "gymnax/Breakout-MinAtar": Task(
+        1_000_000, network=_MINATAR, published="at 10M steps: PPO in OPEN 50.08, gymnax's agent 28"
+    ),
+    "gymnax/Asterix-MinAtar": Task(
+        1_000_000, network=_MINATAR, published="at 10M steps: PPO in OPEN 15.04, gymnax's agent 15"
+    ),
+    "gymnax/Freeway-MinAtar": Task(
+        1_000_000, network=_MINATAR, published="at 10M steps: PPO in OPEN 61.84, gymnax's agent 58"
+    ),
+    "gymnax/SpaceInvaders-MinAtar": Task(
+        1_000_000, network=_MINATAR, published="at 10M steps: PPO in OPEN 167.09, gymnax's agent 131"
+    ),
+    "gymnax/Catch-bsuite": Task(100_000),
+    "gymnax/DiscountingChain-bsuite": Task(100_000),
+    "gymnax/DeepSea-bsuite": Task(100_000),
+    "brax/hopper": Task(2_000_000, _SCALED),
+    "brax/halfcheetah": Task(2_000_000, _SCALED),
+    "brax/walker2d": Task(2_000_000, _SCALED),
+    "brax/ant": Task(2_000_000, _SCALED),
+}
+
+
+def build(algorithm: str, environment: str) -> tuple[Any, Any, int]:
+    """The member, its hyperparameters and its number of iterations.
+
+    Raises:
+      ValueError: the algorithm does not take the environment.
+    """
+    import jaxrl
+    from jaxrl.algorithms.registry import ALGORITHMS
+
+    task, default = TASKS[environment], ALGORITHMS[algorithm].default_config
+    fields = {field.name for field in dataclasses.fields(default)}
+    changes = {name: value for name, value in task.config.items() if name in fields}
+    if task.network and "network" in fields:
+        known = {field.name for field in dataclasses.fields(default.network)}
+        network = {name: value for name, value in task.network.items() if name in known}
+        changes["network"] = dataclasses.replace(default.network, **network)
+    member = jaxrl.make(algorithm, jaxrl.make_env(environment), **changes)
+    num_steps = max(1, task.num_steps // member.env_steps)
+    leaves = {field.name for field in dataclasses.fields(type(member.hyperparams()))}
+    given = {"horizon": float(num_steps * member.env_steps), **task.hparams}
+    hparams = member.hyperparams(**{name: value for name, value in given.items() if name in leaves})
+    return member, hparams, num_steps
+
+
+def cell(algorithm: str, environment: str, num_seeds: int) -> dict[str, Any]:
+    """Trains and evaluates one cell."""
+    import jaxrl
+    from jaxrl import runs
+    from jaxrl.meta.layout import choose_layout
+
+    member, hparams, num_steps = build(algorithm, environment)
+    population = jaxrl.population(member, num_seeds, (), *choose_layout(member, hparams, num_seeds))
+    began = time.perf_counter()
+    state, _ = jax.jit(jaxrl.train(population, num_steps))(jax.random.key(0), hparams)
+    keys = jax.random.split(jax.random.key(1), num_seeds)
+    play = jax.jit(jax.vmap(jaxrl.evaluate(member, NUM_EPISODES), (0, 0, None)))
+    episodes = play(keys, state, hparams.env)
+    returns = np.asarray(episodes.mean_return, np.float64)
+    told = runs.environment()
+    return {
+        "returns": [round(float(x), 4) for x in returns],
+        "env_steps": num_steps * member.env_steps,
+        "seconds": round(time.perf_counter() - began, 1),
+        "date": datetime.date.today().isoformat(),
+        "machine": {name: told[name] for name in ("device", "num_devices", "git_revision", "git_modified")},
+        "versions": {name: told["versions"][name] for name in ("python", "jax", "gymnax", "brax")},
+    }
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """Cells by `algorithm environment`."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def save(cells: dict[str, dict[str, Any]]) -> None:
+    """Writes all cells, one a line, in place of the old file at once."""
+    lines = [f"{json.dumps(name)}: {json.dumps(cells[name])}" for name in sorted(cells)]
+    temporary = RESULTS.with_suffix(".tmp")
+    temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    temporary.replace(RESULTS)
+
+
+def figure(returns: list[float]) -> str:
+    """`IQM [low, high]` of the seeds; seeds whose episodes did not finish are counted."""
+    from jaxrl.analysis import statistics
+
+    low, high = statistics.bootstrap_interval(returns)
+    lost = int(np.isnan(returns).sum())
+    digits = 1 if abs(float(statistics.iqm(returns))) >= 10 else 2
+    text = f"{float(statistics.iqm(returns)):.{digits}f} [{float(low):.{digits}f}, {float(high):.{digits}f}]"
+    return text + (f" ({lost} seeds finished no episode)" if lost else "")
+
+
+def render(cells: dict[str, dict[str, Any]]) -> str:
+    """The page."""
+    from jaxrl.algorithms.registry import ALGORITHMS
+
+    names = [name for name in ALGORITHMS if any(key.split()[0] == name for key in cells)]
+    lines = [
+        "# Results",
+        "",
+        "Written by `scripts/table.py write` from docs/results.json, which `scripts/table.py run` extends.",
+        "",
+        f"Interquartile mean over {NUM_SEEDS} seeds of the mean greedy return over {NUM_EPISODES} episodes after the",
+        "steps stated, with a 95% bootstrap interval. Each algorithm has the defaults of its name; nothing was tuned",
+        "for a cell. What an environment sets for all of them is in TASKS of the script. A missing row was not run.",
+        "",
+    ]
+    for environment, task in TASKS.items():
+        rows = [name for name in names if f"{name} {environment}" in cells]
+        if not rows:
+            continue
+        lines += [f"## {environment}, {task.num_steps:,} steps", ""]
+        if task.published:
+            lines += [f"Published: {task.published}.", ""]
+        lines += ["| algorithm | return | steps run |", "|---|---|---|"]
+        for name in rows:
+            one = cells[f"{name} {environment}"]
+            lines.append(f"| {name} | {figure(one['returns'])} | {one['env_steps']:,} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run cells that have no figure yet")
+    run.add_argument("--algorithms", nargs="+", required=True)
+    run.add_argument("--environments", nargs="+", default=list(TASKS), choices=list(TASKS))
+    run.add_argument("--num-seeds", type=int, default=NUM_SEEDS)
+    run.add_argument("--again", action="store_true", help="run also cells that have a figure")
+    commands.add_parser("write", help="write docs/results.md")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        # One device a core; see docs/sweeps.md.
+        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+        for environment in arguments.environments:
+            for algorithm in arguments.algorithms:
+                name = f"{algorithm} {environment}"
+                if name in load() and not arguments.again:
+                    continue
+                try:
+                    found = cell(algorithm, environment, arguments.num_seeds)
+                except ValueError as refused:
+                    print(f"{name}: not run: {refused}", flush=True)
+                    continue
+                save({**load(), name: found})
+                print(f"{name}: {figure(found['returns'])} in {found['seconds']} s", flush=True)
+    PAGE.write_text(render(load()))
+
+
+if __name__ == "__main__":
+    main()
