@@ -128,6 +128,8 @@ class PolicyInputs:
       entropy: of `policy`.
       progress: share of the training horizon that has passed, shape ().
       variables: the objective's own trained parameters (see `Objective.variables`), or ().
+      action: the actions taken, leaves [N, ...].
+      heads: the network's further outputs by name, those that the objective asked for among them.
     """
 
     log_prob: Array
@@ -139,6 +141,8 @@ class PolicyInputs:
     entropy: Array
     progress: Array
     variables: Any = ()
+    action: Any = ()
+    heads: Any = struct.field(default_factory=dict)
 
 
 class Objective(NamedTuple):

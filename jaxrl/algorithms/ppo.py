@@ -440,6 +440,8 @@ def _loss(
         entropy=entropy,
         progress=progress,
         variables=variables,
+        action=sample.action,
+        heads=output.heads,
     )
     policy_loss, metrics = objective.loss(hparams.objective, inputs)
     if config.clip_value:

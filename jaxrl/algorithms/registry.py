@@ -83,7 +83,7 @@ ALGORITHMS: dict[str, Entry] = {
     "a2c": _variant(
         "advantage actor-critic, A3C's synchronous form (Mnih et al. 2016)",
         "a2c",
-        ppo.Config(num_envs=16, num_steps=5, **_ONE_UPDATE),
+        ppo.Config(num_envs=8, num_steps=5, **_ONE_UPDATE),
         {"learning_rate": 7e-4, "gae_lambda": 1.0},
         objective=objectives.policy_gradient(),
         optimizer=rmsprop,
@@ -103,6 +103,16 @@ ALGORITHMS: dict[str, Entry] = {
         {"learning_rate": 3e-3},
         objective=objectives.policy_gradient(),
         estimator=estimators.monte_carlo("leave_one_out"),
+    ),
+    "subpo": _variant(
+        "policy gradient on marginal gains of a submodular reward, for coverage/* (Prajapat et al. 2023)",
+        "subpo",
+        ppo.Config(
+            num_envs=64, num_steps=25, **{**_ONE_UPDATE, "normalize_advantage": "batch", "schedule": "constant"}
+        ),
+        {"learning_rate": 3e-3, "gamma": 1.0, "entropy_coef": 0.0},
+        objective=objectives.policy_gradient(),
+        estimator=estimators.monte_carlo("value"),
     ),
     "impala": _variant(
         "policy gradient with V-trace for actors that lag behind (Espeholt et al. 2018)",

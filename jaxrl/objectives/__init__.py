@@ -1,5 +1,6 @@
 """Policy objectives, written and learned, under one protocol (`jaxrl.types.Objective`)."""
 
+from jaxrl.objectives.mixture import PMOE, pmoe
 from jaxrl.objectives.surrogate import DPO, MDPO, SPO, Clip, KLPenalty, clip, dpo, kl_penalty, mdpo, spo
 from jaxrl.objectives.weighted import AWR, VMPO, Multipliers, awr, policy_gradient, vmpo
 
@@ -7,6 +8,7 @@ __all__ = [
     "AWR",
     "DPO",
     "MDPO",
+    "PMOE",
     "SPO",
     "VMPO",
     "Clip",
@@ -17,6 +19,7 @@ __all__ = [
     "dpo",
     "kl_penalty",
     "mdpo",
+    "pmoe",
     "policy_gradient",
     "spo",
     "vmpo",

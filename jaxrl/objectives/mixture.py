@@ -11,7 +11,6 @@ estimates each component's mean advantage: in expectation that ranks them the sa
 second network.
 """
 
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from flax import struct
 from jaxtyping import Array, Float, PyTree
 
 from jaxrl.objectives.surrogate import clip
-from jaxrl.types import Metrics, Objective, memoize
+from jaxrl.types import Metrics, Objective, PolicyInputs, memoize
 
 COMPONENT_ADVANTAGE = "component_advantage"
 
@@ -82,7 +81,7 @@ def pmoe(
     def init(key: jax.Array) -> PMOE:
         return PMOE(base.init(key), jnp.float32(router_coef), jnp.float32(component_coef))
 
-    def loss(params: PMOE, inputs: Any) -> tuple[Float[Array, ""], Metrics]:
+    def loss(params: PMOE, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
         base_loss, metrics = base.loss(params.base, inputs)
         router = inputs.policy.router()
         advantages = inputs.heads[COMPONENT_ADVANTAGE]

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 import jaxrl
-from jaxrl import spaces
+from jaxrl import objectives, spaces
 from jaxrl.algorithms import ppo
 from jaxrl.types import Env, EnvStep
 
 NUM_SEEDS = 5
 
 
-def learn(env, num_steps, network, **hparams):
+def learn(env, num_steps, network, objective=objectives.clip(), **hparams):  # noqa: B008 (memoized record)
     """Trains 5 seeds; returns the agent, the network, the final states and the hyperparameters."""
     net = jaxrl.actor_critic(env.observation_space, env.action_space, hidden=(16,), **network)
-    agent = ppo.ppo(env, network=net, config=ppo.Config(num_envs=16, num_steps=16, num_epochs=4, num_minibatches=4))
+    config = ppo.Config(num_envs=16, num_steps=16, num_epochs=4, num_minibatches=4)
+    agent = ppo.ppo(env, network=net, objective=objective, config=config)
     defaults = {"learning_rate": 3e-3, "horizon": num_steps * agent.env_steps, "value_coef": 1.0}
     hparams = agent.hyperparams(**{**defaults, **hparams})
     keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
@@ -84,3 +85,12 @@ def test_only_autoregressive_coins_agree_at_random(policy):
     agree, heads = np.mean(draws[..., 0] == draws[..., 1], axis=0), np.mean(draws[..., 0], axis=0)
     both = (agree > 0.9) & (heads > 0.25) & (heads < 0.75)
     assert (both == (policy == "autoregressive")).all(), (agree, heads)
+
+
+def test_pmoe_trains_its_router_and_learns():
+    """`pmoe` reads the network's head and the actions through PPO."""
+    objective = objectives.pmoe(3)
+    network = {"policy": "mixture", "num_components": 3, "heads": objective.heads}
+    agent, _, states, hparams = learn(jaxrl.make_env("probe/ContinuousObservation"), 160, network, objective)
+    got = greedy_returns(agent, states, hparams)
+    assert (got >= -0.02).all(), got
