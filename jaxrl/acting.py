@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from jaxrl import rollout
 from jaxrl.networks import ActorCritic, NetworkConfig, actor_critic
 from jaxrl.networks.actor_critic import Output, to_env_action
-from jaxrl.types import Action, Env, EnvParams, Key, Memory, Metrics, Observation
+from jaxrl.ops import trees
+from jaxrl.types import Action, Env, EnvParams, Key, Memory, Metrics, Objective, Observation
 
 Look = Callable[[Observation, Memory, Bool[Array, " B"]], tuple[Output, Memory]]
 """`(obs [B], memory [B], start [B]) -> (output [B], memory [B])`: a network with its parameters."""
@@ -25,6 +26,17 @@ def network_for(env: Env, network: ActorCritic | None, config: NetworkConfig) ->
     if network is not None and config != NetworkConfig():
         raise ValueError(f"Pass a network or set config.network, not both; got {network} and {config}.")
     return network or actor_critic(env.observation_space, env.action_space, **dataclasses.asdict(config))
+
+
+def with_variables(params: PyTree, objective: Objective) -> PyTree:
+    """A network's parameters with an objective's own (`Objective.variables`) in a collection that no network reads."""
+    variables = objective.variables()
+    return {**params, "objective": {"variables": trees.as_arrays(variables)}} if jax.tree.leaves(variables) else params
+
+
+def variables_of(params: PyTree) -> PyTree:
+    """The objective's own parameters, or ()."""
+    return params.get("objective", {}).get("variables", ())
 
 
 def collect(

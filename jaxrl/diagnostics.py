@@ -32,8 +32,6 @@ DELTA = 0.01
 MAX_SAMPLES = 1024
 """Observations, spread evenly over the rollout, that an effective rank is computed from at most."""
 
-_OF_THE_NETWORK_AFTER = ("dormant", "effective_rank", "churn", "kl")
-
 
 def validate(owner: str, names: Any, net: ActorCritic, num_minibatches: int, actor_lag: int | None = None) -> None:
     """Checks the diagnostics that a config asks for.
@@ -150,10 +148,14 @@ def measure(
       `features/dormant_<torso>` and `features/rank_<torso>`. Without names there are none, and nothing is traced.
     """
     metrics: Metrics = {}
+    if not set(names) - {"gradient_noise"}:
+        return metrics
+    # The compiler must not fuse what follows with the training, which would round otherwise then.
+    inputs, before, params, acting_params = jax.lax.optimization_barrier((inputs, before, params, acting_params))
     if "staleness" in names:
         behavior = net.apply(acting_params, *inputs)[0].policy  # type: ignore[index]
         metrics["policy/staleness"] = jnp.mean(behavior.kl(before))
-    if not set(names) & set(_OF_THE_NETWORK_AFTER):
+    if set(names) <= {"gradient_noise", "staleness"}:
         return metrics
     (output, _), captured = net.apply(params, *inputs, capture_intermediates=_is_kept, mutable=["intermediates"])  # type: ignore[misc]
     layers = captured["intermediates"]
@@ -224,9 +226,7 @@ def effective_rank(
 
         srank_δ(Φ) = min {k : Σ_{i≤k} σ_i ≥ (1 - δ) Σ_i σ_i}
 
-    Source: Kumar et al. 2021, arXiv:2010.14498, equation 1. The singular values are those of Φ itself: as roots of
-    eigenvalues of ΦᵀΦ in float32, all below 3e-4 of the greatest are rounding errors, and some hundred of them are more
-    than δ. One matrix at a time is decomposed, also under `vmap`.
+    Source: Kumar et al. 2021, arXiv:2010.14498, equation 1. One matrix at a time is decomposed, also under `vmap`.
 
     Args:
       features: Φ, one row for each observation.
@@ -292,9 +292,22 @@ def last_features(layers: Any) -> dict[str, Float[Array, "... D"]]:
 
 
 @jax.custom_batching.sequential_vmap
-def _singular_values(x: Float[Array, "N D"]) -> Float[Array, " K"]:
-    # Two batched LAPACK calls at once can wait for each other forever (jaxlib 0.10.2).
-    return jnp.linalg.svd(x, compute_uv=False)
+def _singular_values(x: Float[Array, "N D"]) -> Float[Array, " 2K"]:
+    """Singular values, greatest first, K = min(N, D) and as many zeros, from eigenvalues of Gram matrices in two steps.
+
+    In float32 the roots of eigenvalues of XᵀX below 3e-4 of the greatest are rounding errors, and some hundred of them
+    weigh more than δ. So those below 1e-2 come from a Gram matrix of their own, that of X on the small eigenvectors,
+    which moves the limit to 3e-6.
+    """
+    # Two batched LAPACK calls at once can wait for each other forever (jaxlib 0.10.2), hence one matrix at a time. A
+    # singular value decomposition is exact too, but its threads make it several hundred times slower on a busy CPU.
+    x = x.T if x.shape[0] < x.shape[1] else x
+    with jax.default_matmul_precision("float32"):
+        squares, vectors = jnp.linalg.eigh(x.T @ x)
+        small = squares < 1e-4 * jnp.max(squares)
+        rest = jnp.where(small[None], x @ vectors, 0.0)
+        squares = jnp.concatenate([jnp.where(small, 0.0, squares), jnp.linalg.eigvalsh(rest.T @ rest)])
+    return jnp.sqrt(jnp.maximum(jnp.sort(squares)[::-1], 0.0))
 
 
 def _is_kept(module: nn.Module, method: str) -> bool:

@@ -243,9 +243,7 @@ def ppo(
         actor = rollout.start(key_actor, env, hparams.env, config.num_envs, memory, reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
         with jax.default_matmul_precision(precision):
-            params = init_params(net, key_params, one)
-        if jax.tree.leaves(objective.variables()):
-            params = {**params, "objective": {"variables": trees.as_arrays(objective.variables())}}
+            params = acting.with_variables(init_params(net, key_params, one), objective)
         return State(
             key=key,
             params=params,
@@ -338,8 +336,7 @@ def ppo(
         # --- Update ----------------------------------------------------------------------------------------------
         def loss(params: PyTree, sample: _Sample, memory: Memory) -> tuple[Array, Metrics]:
             output, _ = net.apply(params, sample.obs, memory, sample.start)
-            variables = params.get("objective", {}).get("variables", ())
-            return _loss(output, variables, sample, objective, hparams, config, progress)
+            return _loss(output, acting.variables_of(params), sample, objective, hparams, config, progress)
 
         def gradient_of(params: PyTree, proximal: PyTree, minibatch: tuple[_Sample, Memory]) -> tuple[PyTree, Metrics]:
             sample, memory = minibatch

@@ -163,8 +163,8 @@ class State:
 
     Attributes:
       key: the random key that every later draw comes from.
-      params: θ, the target policy's and the value function's parameters, and the objective's under `objective` if it
-        has any.
+      params: θ, the target policy's and the value function's parameters, and those of
+        the objective if it has any.
       opt_state: the state of their optimizer.
       behavior_params: φ, with which the last part of the last rollout was drawn; of the same structure as θ.
       behavior_opt_state: the state of their optimizer.
@@ -279,9 +279,7 @@ def props(
         actor = rollout.start(key_actor, env, hparams.env, config.num_envs, net.initial_memory(), reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
         with jax.default_matmul_precision(precision):
-            params = init_params(net, key_params, one)
-        if jax.tree.leaves(objective.variables()):
-            params = {**params, "objective": trees.as_arrays(objective.variables())}
+            params = acting.with_variables(init_params(net, key_params, one), objective)
         state = State(
             key=key,
             params=params,
@@ -566,7 +564,9 @@ def _loss(
         advantage=statistics.standardize(sample.advantage),
         entropy=entropy,
         progress=progress,
-        variables=params.get("objective", ()),
+        variables=acting.variables_of(params),
+        action=sample.action,
+        heads=output.heads,
     )
     policy_loss, metrics = objective.loss(hparams.objective, inputs)
     value_loss, mean_entropy = losses.value_loss(output.value, sample.target), jnp.mean(entropy)

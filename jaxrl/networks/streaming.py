@@ -130,7 +130,9 @@ class StreamingNetwork(nn.Module):
     def __call__(self, obs: Any, *inputs: Float[Array, "... D"]) -> dict[str, Float[Array, "... F"]]:
         """Evaluates observations [..., *shape]; further inputs, an action for instance, join the dense layers'."""
         config, space = self.config, self.observation_space
-        init = sparse(config.sparsity) if config.initializer == "sparse" else orthogonal()
+        # The length of a kernel is read at once, so it must not be one that is only found later.
+        straight = nn.initializers.orthogonal() if config.weight_norm else orthogonal()
+        init = sparse(config.sparsity) if config.initializer == "sparse" else straight
         if config.convolve and isinstance(space, spaces.Box) and len(space.shape) == 3:
             x = obs.astype(jnp.float32)
             large = min(space.shape[:2]) >= 36

@@ -11,7 +11,6 @@ estimates each component's mean advantage: in expectation that ranks them the sa
 second network.
 """
 
-
 import jax
 import jax.numpy as jnp
 from flax import struct

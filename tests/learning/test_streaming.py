@@ -240,15 +240,18 @@ class Task:
 TASKS = {
     "q-cartpole": Task("gymnax/CartPole-v1", 100_000, 450, 250, stream_q.Config()),
     "ac-cartpole": Task("gymnax/CartPole-v1", 60_000, 450, 400, stream_ac.Config()),
-    "q-acrobot": Task("gymnax/Acrobot-v1", 200_000, -130, -200, stream_q.Config()),
-    "sarsa-acrobot": Task("gymnax/Acrobot-v1", 200_000, -130, -200, stream_q.Config(target="sarsa")),
+    # With the default of 5% one of these seeds has not met the goal when exploration ends.
+    "q-acrobot": Task("gymnax/Acrobot-v1", 200_000, -130, -200, stream_q.Config(), (("epsilon_fraction", 0.2),)),
+    "sarsa-acrobot": Task(
+        "gymnax/Acrobot-v1", 200_000, -130, -200, stream_q.Config(target="sarsa"), (("epsilon_fraction", 0.2),)
+    ),
     "ac-pendulum": Task("gymnax/Pendulum-v1", 200_000, -350, -500, stream_ac.Config(network=StreamingConfig((64, 64)))),
     # A random policy has -1200.
     "avg-pendulum": Task(
         "gymnax/Pendulum-v1",
         150_000,
+        -450,
         -600,
-        -900,
         avg.Config(network=StreamingConfig((32, 32), **AVG_LAYERS)),
         (("policy_learning_rate", 1e-4), ("critic_learning_rate", 1e-3), ("entropy_coef", 0.5), ("gamma", 0.97)),
     ),
@@ -256,7 +259,7 @@ TASKS = {
     "q-breakout": Task(
         "gymnax/Breakout-MinAtar",
         300_000,
-        6,
+        5.5,
         4.5,
         stream_q.Config(network=StreamingConfig((128,))),
         (("epsilon_fraction", 0.2),),

@@ -7,7 +7,9 @@ import pytest
 
 from jaxrl import spaces
 from jaxrl.networks import streaming
+from jaxrl.networks.initializers import initialize
 from jaxrl.networks.streaming import StreamingConfig, streaming_network
+from jaxrl.ops import trees
 
 VECTOR = spaces.box(-1.0, 1.0, (20,))
 IMAGE = spaces.box(0.0, 1.0, (10, 10, 4))
@@ -72,6 +74,15 @@ def test_weight_norm_starts_as_the_plain_network_and_splits_length_from_directio
     np.testing.assert_allclose(value, plain.apply(without, obs)["value"], atol=1e-6)
     longer = jax.tree_util.tree_map_with_path(lambda path, x: 3 * x if path[-1].key == "kernel" else x, params)
     np.testing.assert_allclose(net.apply(longer, obs)["value"], value, atol=1e-5)
+
+
+def test_weight_norm_of_orthogonal_weights_is_not_zero():
+    """Orthogonal kernels are made after the network was traced once with zeros in their place."""
+    net = streaming_network(VECTOR, (("q", 3),), StreamingConfig(initializer="orthogonal", weight_norm=True))
+    params = initialize(net, jax.random.key(0), jnp.zeros(VECTOR.shape))
+    for path, leaf in trees.named_leaves(params).items():
+        if path.endswith("scale"):
+            assert (leaf > 0.1).all(), path
 
 
 @pytest.mark.parametrize(
