@@ -1,6 +1,6 @@
 """Learning from one transition at a time: the parts of stream Q and stream AC, and what is left without them.
 
-    .venv/bin/python experiments/streaming/run.py                   about 10 minutes on 2 idle cores
+    .venv/bin/python experiments/streaming/run.py                   about 20 minutes on 2 loaded cores
     .venv/bin/python experiments/streaming/run.py --suite minatar   about 15; --tiny to see that it works
 
 The same code with parts switched off. "plain" has none of them: a semi-gradient step of Adam on each transition. Where
@@ -34,15 +34,16 @@ VARIANTS = {
     "Adam for ObGD": ({"optimizer": "adam"}, {}, {}),
     "no normalization of data": (RAW, {}, {}),
     "no sparse init, no layer norm": ({}, DENSE, {}),
+    "cut after the update": ({"cut": "after"}, {}, {}),  # as the authors' code does; stream Q only
     "plain": ({"optimizer": "adam", **RAW}, DENSE, {"trace_lambda": 0.0}),
 }
 SUITES = {
     # (algorithm, environment, transitions, seeds, hidden layers, leaves)
     "quick": [
         ("stream_q", "gymnax/CartPole-v1", 100_000, 10, (32, 32), {}),
-        ("stream_q", "gymnax/Acrobot-v1", 150_000, 10, (32, 32), {}),
+        # With the default of 5% some seeds have not met the goal when exploration ends.
+        ("stream_q", "gymnax/Acrobot-v1", 150_000, 10, (32, 32), {"epsilon_fraction": 0.2}),
         ("stream_ac", "gymnax/CartPole-v1", 100_000, 10, (32, 32), {}),
-        ("stream_ac", "gymnax/Acrobot-v1", 150_000, 10, (32, 32), {}),
     ],
     "minatar": [("stream_q", "gymnax/Breakout-MinAtar", 200_000, 3, (128,), {"epsilon_fraction": 0.2})],
 }
@@ -89,6 +90,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for task, variant in itertools.product(tasks, variants):
+        if "cut" in VARIANTS[variant][0] and task[0] != "stream_q":
+            continue
         began = time.perf_counter()
         got, rates = returns_of(*task, variant)
         best = int(np.argmax(np.nan_to_num(got.mean(axis=1), nan=-np.inf)))
