@@ -1,0 +1,52 @@
+"""The table of algorithms and environments: what a cell holds, that files are kept, that the page is of the figures."""
+
+import json
+import sys
+
+import pytest
+from loading import load
+
+table = load("table")
+
+CELL = {"returns": [1.0, 2.0, 3.0, 4.0], "env_steps": 1000, "seconds": 1.0}
+
+
+def test_the_page_is_of_the_figures_in_the_file():
+    assert table.PAGE.read_text() == table.render(table.load())
+
+
+def test_a_cell_is_the_interquartile_mean_with_its_interval():
+    page = table.render({"ppo gymnax/CartPole-v1": CELL})
+    row = next(line for line in page.splitlines() if line.startswith("| ppo"))
+    assert row.startswith("| ppo | 2.50 [")
+    assert row.endswith("| 1,000 |")
+    assert "## gymnax/CartPole-v1" in page
+    assert "Acrobot" not in page, "what was not run has no row"
+    assert "(1 seeds finished no episode)" in table.figure([1.0, 2.0, float("nan"), 3.0])
+
+
+def test_a_cell_that_is_there_is_not_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(table, "PAGE", tmp_path / "results.md")
+    monkeypatch.setattr(table.jax.config, "update", lambda *_: None)
+    ran = []
+    monkeypatch.setattr(table, "cell", lambda *arguments: ran.append(arguments) or CELL)
+    arguments = ["run", "--algorithms", "ppo", "--environments", "gymnax/CartPole-v1", "gymnax/Acrobot-v1"]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["table.py", *arguments])
+        table.main()
+    assert [environment for _, environment, _ in ran] == ["gymnax/CartPole-v1", "gymnax/Acrobot-v1"]
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 2
+    monkeypatch.setattr(sys, "argv", ["table.py", *arguments, "--again"])
+    table.main()
+    assert len(ran) == 4
+
+
+def test_settings_of_a_task_reach_the_algorithms_that_have_them():
+    member, hparams, num_steps = table.build("ppo", "gymnax/Pendulum-v1")
+    assert member.config.normalize_rewards
+    assert float(hparams.horizon) == num_steps * member.env_steps
+    member, _, _ = table.build("ppo", "gymnax/Breakout-MinAtar")
+    assert member.config.network.activation == "relu"
+    with pytest.raises(ValueError, match="stream_q"):
+        table.build("stream_q", "gymnax/Pendulum-v1")
