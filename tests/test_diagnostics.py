@@ -103,7 +103,7 @@ def test_gradient_noise_of_ppo_splits_the_whole_gradient(memory):
 
 
 def test_gradient_noise_of_trpo_splits_its_own_gradient():
-    agent = build("trpo", "gymnax/CartPole-v1", ("gradient_noise",))
+    agent = build("trpo", "probe/Credit", ("gradient_noise",))
     _, metrics = jax.jit(jaxrl.train(agent, 2))(jax.random.key(0), agent.hyperparams())
     mean_square = metrics["gradient/squared_norm"] + metrics["gradient/noise_trace"] / 32
     np.testing.assert_allclose(mean_square, np.square(metrics["gradient/norm"]), rtol=1e-3)
@@ -175,9 +175,17 @@ def test_dormant_compares_with_the_mean_of_the_layer():
     assert diagnostics.dormant_share([jnp.zeros((6, 8)), jnp.ones((6, 24))]) == 0.25
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("weight_norm", [False, True])
-@pytest.mark.parametrize("memory", ["none", "gru", "lstm", "s5"])
+@pytest.mark.parametrize(
+    "layer_norm, weight_norm, memory",
+    [
+        (False, False, "none"),
+        (True, False, "none"),
+        (False, True, "none"),
+        (True, True, "gru"),
+        (False, False, "lstm"),
+        (False, False, "s5"),
+    ],
+)
 def test_activations_are_those_of_the_torso(layer_norm, weight_norm, memory):
     """The last of the activations made again here is what the torso puts out, and there is one for each layer."""
     options = {"layer_norm": layer_norm, "weight_norm": weight_norm, "memory": memory, "memory_size": 8}
@@ -217,7 +225,7 @@ def test_effective_rank_is_numpys(shape, decay):
 
 
 def test_effective_rank_of_wide_features_of_low_rank():
-    """Eigenvalues of one Gram matrix in float32 fail here: the roots of all that should be 0 are 2e-4 of the greatest."""
+    """Eigenvalues of one Gram matrix in float32 fail: roots that should be 0 are 2e-4 of the greatest, and many."""
     random = np.random.default_rng(1)
     x = (random.normal(size=(300, 3)) @ random.normal(size=(3, 256))).astype(np.float32)
     x += 30 * random.normal(size=(1, 256)).astype(np.float32)
@@ -337,7 +345,6 @@ EACH = pytest.mark.parametrize(
         ("ppo", "gymnax/CartPole-v1", {}),
         ("ppo", "gymnax/Pendulum-v1", {"layer_norm": True, "policy": "tanh_gaussian"}),
         ("ppo", "probe/Memory", {"memory": "gru", "memory_size": 8}),
-        ("trpo", "gymnax/CartPole-v1", {}),
         ("trpo", "probe/Memory", {"memory": "gru", "memory_size": 8}),
     ],
 )
@@ -364,6 +371,7 @@ def test_training_is_the_same_bit_for_bit(algorithm, env, network):
         assert more[name].dtype == jnp.float32
         assert more[name].shape == (4,)
         assert np.isfinite(more[name]).all(), name
+    assert (more["policy/kl_exact"] > 0).all()
     assert not np.isnan(more["gradient/noise_scale"]).any()
 
 
@@ -407,9 +415,16 @@ def test_no_key_is_used_twice():
 
 
 def test_the_key_of_the_noise_is_no_child_of_a_split():
+    seen = []
+
+    def shuffled(key):
+        seen.append(jax.random.key_data(key))
+        return jnp.ones((2, 1))
+
     key = jax.random.key(0)
-    folded = jax.random.fold_in(key, 2**31 - 1)
-    assert not any((jax.random.split(key, 300) == folded).tolist())
+    diagnostics.gradient_noise(key, lambda part: part, shuffled, 2)
+    children = jax.random.key_data(jax.random.split(key, 300))
+    assert not (children == seen[0][None]).all(axis=1).any()
 
 
 # --- Errors ----------------------------------------------------------------------------------------------------------

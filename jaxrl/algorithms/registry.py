@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxrl import estimators, objectives
-from jaxrl.algorithms import avg, ppo, props, stream_ac, stream_q, trpo
+from jaxrl.algorithms import avg, ppo, props, reppo, stream_ac, stream_q, trpo, utilities
 from jaxrl.names import unknown
 from jaxrl.networks import ActorCritic
 from jaxrl.ops.optimizers import rmsprop
@@ -79,7 +79,19 @@ ALGORITHMS: dict[str, Entry] = {
     "stream_ac": Entry(
         "stream AC(lambda) (Elsayed et al. 2024)", stream_ac.stream_ac, stream_ac.Config(), stream_ac.Hyperparams
     ),
+    "utilities": Entry(
+        "normalized policy gradient for a utility of the occupancy, tabular (Barakat et al. 2023)",
+        utilities.utilities,
+        utilities.Config(),
+        utilities.Hyperparams,
+    ),
     "avg": Entry("action value gradient, streaming (Vasan et al. 2024)", avg.avg, avg.Config(), avg.Hyperparams),
+    "reppo": Entry(
+        "relative entropy pathwise policy optimization (Voelcker et al. 2025)",
+        reppo.reppo,
+        reppo.Config(),
+        reppo.Hyperparams,
+    ),
     "a2c": _variant(
         "advantage actor-critic, A3C's synchronous form (Mnih et al. 2016)",
         "a2c",

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 import jaxrl
 from jaxrl import estimators, objectives
-from jaxrl.algorithms import avg, ppo, props, stream_ac, stream_q, trpo
+from jaxrl.algorithms import avg, ppo, props, reppo, stream_ac, stream_q, trpo, utilities
 from jaxrl.algorithms.registry import ALGORITHMS
+from jaxrl.envs import coverage
 from jaxrl.meta.pbt import Range, pbt
 from jaxrl.networks import NetworkConfig
+from jaxrl.networks.critics import CriticConfig
 from jaxrl.networks.streaming import StreamingConfig
 from jaxrl.objectives import Clip
 from jaxrl.types import Algorithm
@@ -107,7 +109,7 @@ def _trpo(env: str, **network: Any) -> Callable[..., Algorithm]:
 
 # On Pendulum the quadratic model is wrong in a region of this size, so that the line search has work to do.
 _TRPO_HPARAMS = {"max_kl": 0.3}
-_WHOLE_STEP = {**_CPU, "backtrack_factor": "the whole step is good; trpo-continuous shortens it"}
+_WHOLE_STEP = {**_CPU, **_DIAGNOSTICS, "backtrack_factor": "the whole step is good; trpo-continuous shortens it"}
 _TRPO_OPTIONS = {
     "num_envs": 8,
     "num_steps": 16,
@@ -206,6 +208,57 @@ _PROPS_SAME_ACTIONS = {
     for name in ("learning_rate", "clip", "kl_coef", "target_kl")
 }
 
+
+def _reppo(env: str, **changes: Any) -> Callable[..., Algorithm]:
+    tiny = {
+        "num_envs": 4,
+        "num_steps": 8,
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "num_bins": 11,
+        "schedule": "linear",
+        "network": CriticConfig(actor_hidden=(8,), features=(8, 8), head_hidden=(8,)),
+        **changes,
+    }
+    return lambda **config: reppo.reppo(jaxrl.make_env(env), config=reppo.Config(**{**tiny, **config}))
+
+
+# A bound so narrow that some samples are within it and some beyond, and a support that cuts some targets.
+_REPPO_HPARAMS = {
+    "horizon": 512.0,
+    "learning_rate": 1e-2,
+    "kl_bound": 1e-2,
+    "initial_kl_coef": 1.0,
+    "initial_temperature": 0.1,
+    "value_min": -20.0,
+    "value_max": 5.0,
+}
+_REPPO_OPTIONS = {
+    "num_envs": 8,
+    "num_steps": 16,
+    "num_epochs": 3,
+    "num_minibatches": 4,
+    "critic": "two_hot",
+    "num_bins": 13,
+    "num_action_samples": 3,
+    "self_prediction": True,
+    "constraint": "penalty",
+    "schedule": "constant",
+    "normalize_observations": False,
+    "normalize_rewards": True,
+    "network": CriticConfig(actor_hidden=(16,), features=(8, 8), head_hidden=(8,)),
+}
+_NO_RESETS = dict.fromkeys(("reset", "reset_size"), "episodes of Pendulum are longer; reppo-one-step has them")
+
+
+def _utilities(**config: Any) -> Algorithm:
+    # Rollouts that go on after the end of an episode, in part.
+    env = jaxrl.make_env("coverage/Cells", size=(2, 3), max_episode_steps=6, observe="cell")
+    return utilities.utilities(env, config=utilities.Config(**{"num_envs": 4, "num_steps": 8, **config}))
+
+
+_SLIPPERY = coverage.make("Cells", size=(2, 3), max_episode_steps=6).default_params().replace(slip=jnp.float32(0.4))
+
 CASES = {
     "ppo-discrete": Case("ppo", _ppo("probe/Credit"), _PPO_HPARAMS, _PPO_OPTIONS, _PLAIN),
     "ppo-continuous": Case(
@@ -296,6 +349,13 @@ CASES = {
         {"normalize_observations": False, "normalize_rewards": False},
         {**_CPU, **_SLOW},
     ),
+    "utilities": Case(
+        "utilities",
+        _utilities,
+        {"env": _SLIPPERY},
+        {"num_envs": 8, "num_steps": 4, "variance_reduction": False},
+        {"env.modular": "rewards are not read", "env.task.weight": "rewards are not read"},
+    ),
     "avg": Case(
         "avg",
         _streaming(avg, "gymnax/Pendulum-v1", num_steps=8),
@@ -314,6 +374,26 @@ CASES = {
         {"beta1": 0.5},
         {"reset": "cached"},
         {**_STREAM_INERT, "gamma": "every step terminates"},
+    ),
+    "reppo": Case(
+        "reppo",
+        _reppo("gymnax/Pendulum-v1", self_prediction=False),
+        _REPPO_HPARAMS,
+        _REPPO_OPTIONS,
+        {**_CPU, **_SLOW, **_NO_RESETS, "auxiliary_coef": "only with self_prediction"},
+    ),
+    "reppo-self-prediction": Case("reppo", _reppo("gymnax/Pendulum-v1"), _REPPO_HPARAMS, {}, {**_CPU, **_SLOW}),
+    "reppo-one-step": Case(
+        "reppo",
+        _reppo("probe/ContinuousObservation", self_prediction=False),
+        {**_REPPO_HPARAMS, "value_min": -2.0, "value_max": 0.5},
+        {"reset": "pooled", "reset_size": 2},
+        {
+            **_CPU,
+            "gamma": "every step terminates",
+            "trace_lambda": "every step terminates",
+            "auxiliary_coef": "only with self_prediction",
+        },
     ),
 }
 
