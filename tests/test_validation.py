@@ -63,7 +63,7 @@ def test_a_rollout_that_does_not_split_evenly_is_refused():
         ({"num_envs": 0}, "ppo: num_envs must be a whole number"),
         ({"num_epochs": 1.5}, "ppo: num_epochs must be a whole number"),
         ({"schedule": "step"}, "ppo: schedule must be one of constant, linear, cosine; got schedule = 'step'"),
-        ({"normalize_advantage": "all"}, "ppo: normalize_advantage must be one of minibatch, batch, none"),
+        ({"normalize_advantage": "all"}, "ppo: normalize_advantage must be one of minibatch, batch, ewma, none"),
         ({"matmul_precision": "half"}, "ppo: matmul_precision must be one of float32, tensorfloat32, bfloat16"),
         ({"reset": "never"}, "ppo: reset must be one of fresh, pooled, cached"),
         ({"reset": "pooled"}, "needs reset_size"),

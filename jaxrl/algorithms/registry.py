@@ -80,7 +80,7 @@ ALGORITHMS: dict[str, Entry] = {
         "stream AC(lambda) (Elsayed et al. 2024)", stream_ac.stream_ac, stream_ac.Config(), stream_ac.Hyperparams
     ),
     "utilities": Entry(
-        "normalized policy gradient for a utility of the occupancy, tabular (Barakat et al. 2023)",
+        "general utilities of the occupancy, tabular policies (Barakat et al. 2023)",
         utilities.utilities,
         utilities.Config(),
         utilities.Hyperparams,
@@ -117,7 +117,7 @@ ALGORITHMS: dict[str, Entry] = {
         estimator=estimators.monte_carlo("leave_one_out"),
     ),
     "subpo": _variant(
-        "policy gradient on marginal gains of a submodular reward, for coverage/* (Prajapat et al. 2023)",
+        "policy gradient on marginal gains of submodular rewards (Prajapat et al. 2023)",
         "subpo",
         ppo.Config(
             num_envs=64, num_steps=25, **{**_ONE_UPDATE, "normalize_advantage": "batch", "schedule": "constant"}

@@ -404,7 +404,9 @@ def test_help_of_an_algorithm_has_every_setting_with_its_default_and_meaning():
             assert "config.network.hidden 64,64 widths of the torsos' dense layers" in text
             continue
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-        assert f"config.{field.name} {default} {attributes(ppo.Config)[field.name].rstrip('.')}" in text
+        default = ",".join(default) if isinstance(default, tuple) else default
+        meaning = attributes(ppo.Config)[field.name].rstrip(".")
+        assert " ".join(f"config.{field.name} {default} {meaning}".split()) in text
     for name, leaf in ppo._LEAVES.items():
         shown = "total steps" if name == "horizon" else f"{leaf.default:.5g}"
         assert f" {name} {shown} {attributes(ppo.Hyperparams)[name]}" in text
