@@ -195,7 +195,12 @@ def without_target(values):
     return {name: value for name, value in values.items() if name != "target_kl"}
 
 
-OPTIONS = [(name, option) for name, case in CASES.items() for option in case.options]
+# Each is a program of its own to compile: the ordinary tests have those of PPO.
+OPTIONS = [
+    pytest.param(name, option, marks=() if case.algorithm == "ppo" else pytest.mark.slow)
+    for name, case in CASES.items()
+    for option in case.options
+]
 
 
 @pytest.mark.parametrize("name, option", OPTIONS)

@@ -46,7 +46,10 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("head", HEADS)
+QUICK = ("mixture", "bang-bang", "autoregressive")
+
+
+@pytest.mark.parametrize("head", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in HEADS])
 def test_head_learns(head):
     probe, options, num_steps, network, threshold = HEADS[head]
     env = jaxrl.make_env(f"probe/{probe}", **options)

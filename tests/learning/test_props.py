@@ -125,6 +125,7 @@ def test_the_sampling_error_is_below_on_policy_sampling(learning_rate):
     assert (exact[:, 0, 2:].mean(-1) < exact[:, 1, 2:].mean(-1)).all(), exact
 
 
+@pytest.mark.slow
 def test_the_fitted_sampling_error_is_near_the_exact_one():
     """The network's likeliest policy cannot be likelier than the table's."""
     config = dataclasses.replace(GRID, num_error_epochs=300)

@@ -118,6 +118,7 @@ def test_prices_follow_their_constraints():
     assert (np.stack([temperature, kl_coef]) < 0.0999).all(), (temperature, kl_coef)
 
 
+@pytest.mark.slow
 def test_the_bound_holds_the_policy():
     """In units of the bound, 0.02: with it the last epochs stay near 1, without it they leave by far."""
 
@@ -134,6 +135,7 @@ def test_the_bound_holds_the_policy():
     assert (free > 2 * held).all(), (held, free)
 
 
+@pytest.mark.slow
 def test_features_learn_to_forecast():
     """Pendulum's successor follows from state and action, so the error falls to a small part of what it was."""
     agent = reppo.reppo(jaxrl.make_env("gymnax/Pendulum-v1"), QUICK)
@@ -169,7 +171,7 @@ def returns(agent, states, hparams, num_episodes=64):
     return np.asarray(run(jax.random.split(jax.random.key(9), NUM_SEEDS), states, hparams.env).mean_return)
 
 
-@pytest.mark.parametrize("probe", ["ContinuousPolicy", "ContinuousObservation"])
+@pytest.mark.parametrize("probe", [pytest.param("ContinuousPolicy", marks=pytest.mark.slow), "ContinuousObservation"])
 def test_policy(probe):
     """The best policy has 0; of ContinuousObservation the best one that is blind has -1/12."""
     agent = reppo.reppo(jaxrl.make_env(f"probe/{probe}"), QUICK)

@@ -53,6 +53,7 @@ def entropy(occupancy):
     return -jnp.sum(visited * jnp.log(visited + 1e-12))
 
 
+@pytest.mark.slow
 def test_exploration_reaches_the_greatest_entropy():
     """The optimum over stationary policies by ascent on the exact occupancy, from several starts."""
     states, metrics = trained(line(), utilities.entropy(), 300)
@@ -67,6 +68,7 @@ def test_exploration_reaches_the_greatest_entropy():
     np.testing.assert_allclose(np.asarray(metrics["utility/value"])[:, -1], got, atol=0.03)
 
 
+@pytest.mark.slow
 def test_imitation_reproduces_an_occupancy():
     teacher = jax.nn.softmax(1.5 * jax.random.normal(jax.random.key(3), (COLUMNS, 5)))
     target = occupancy_of(teacher)
@@ -95,6 +97,7 @@ def test_a_penalty_stops_where_its_slope_is_the_reward(limit, weight):
     np.testing.assert_allclose(policies(states)[:, 0, 1], limit + 1.0 / weight, atol=0.05)
 
 
+@pytest.mark.slow
 def test_momentum_brings_the_estimate_closer_to_the_policys_own_occupancy():
     """The same episodes in each iteration: what is carried on must help, so the weights must be right."""
     errors = {}
