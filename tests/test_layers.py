@@ -20,6 +20,7 @@ LAYERS = (
         "estimators",
         "rollout",
         "acting",
+        "surrogate",
         "diagnostics",
         "evaluation",
         "training",

@@ -31,9 +31,10 @@ from jaxrl.estimators import gae
 from jaxrl.networks import ActorCritic, NetworkConfig
 from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value
 from jaxrl.objectives import clip
-from jaxrl.ops import averages, losses, minibatches, reward_scaling, schedules, statistics, trees
+from jaxrl.ops import averages, minibatches, reward_scaling, schedules, statistics, trees
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import Optimizer, adam
+from jaxrl.surrogate import Sample, surrogate_loss
 from jaxrl.types import (
     Action,
     Algorithm,
@@ -44,7 +45,6 @@ from jaxrl.types import (
     Metrics,
     Objective,
     Observation,
-    PolicyInputs,
     ReturnInputs,
     memoize,
 )
@@ -159,24 +159,6 @@ class State:
     observation_statistics: PyTree
     reward_scale: PyTree
     num_steps: Int[Array, ""]
-
-
-@struct.dataclass
-class _Sample:
-    """A transition as the update sees it; leaves [T, B, ...], then [N/M, ...] or [T, B/M, ...].
-
-    `log_prob` and `policy` are the proximal policy's; `behavior_log_prob` is None where the same policy acted.
-    """
-
-    obs: Observation
-    action: Action
-    start: Array
-    behavior_log_prob: Array | None
-    log_prob: Array
-    policy: Any
-    value: Array
-    advantage: Array
-    target: Array
 
 
 @memoize
@@ -320,25 +302,34 @@ def ppo(
         if config.actor_lag and config.proximal == "behavior":
             acted, _ = net.apply(acting_params, obs, state.actor.memory, batch.start)
             proximal_policy, proximal_log_prob = acted.policy, batch.extras
-        samples = _Sample(
+        samples = Sample(
             obs=obs,
             action=batch.action,
             start=batch.start,
             behavior_log_prob=batch.extras if config.actor_lag else None,
             log_prob=proximal_log_prob,
             policy=proximal_policy,
-            value=output.value,
+            value=output.value if config.clip_value else None,
             advantage=advantage,
             target=target,
         )
         metrics["value/explained_variance"] = statistics.explained_variance(output.value, samples.target)
 
         # --- Update ----------------------------------------------------------------------------------------------
-        def loss(params: PyTree, sample: _Sample, memory: Memory) -> tuple[Array, Metrics]:
+        def loss(params: PyTree, sample: Sample, memory: Memory) -> tuple[Array, Metrics]:
             output, _ = net.apply(params, sample.obs, memory, sample.start)
-            return _loss(output, acting.variables_of(params), sample, objective, hparams, config, progress)
+            return surrogate_loss(
+                output,
+                acting.variables_of(params),
+                sample,
+                objective,
+                hparams,
+                progress,
+                standardize=config.normalize_advantage == "minibatch",
+                clip_value=config.clip_value,
+            )
 
-        def gradient_of(params: PyTree, proximal: PyTree, minibatch: tuple[_Sample, Memory]) -> tuple[PyTree, Metrics]:
+        def gradient_of(params: PyTree, proximal: PyTree, minibatch: tuple[Sample, Memory]) -> tuple[PyTree, Metrics]:
             sample, memory = minibatch
             if config.proximal == "ewma":
                 near, _ = net.apply(proximal.mean, sample.obs, memory, sample.start)
@@ -351,7 +342,7 @@ def ppo(
                 )
             return jax.grad(loss, has_aux=True)(params, sample, memory)
 
-        def update(carry: Any, minibatch: tuple[_Sample, Memory]) -> tuple[Any, Metrics]:
+        def update(carry: Any, minibatch: tuple[Sample, Memory]) -> tuple[Any, Metrics]:
             params, opt_state, proximal, stopped = carry
             gradient, info = gradient_of(params, proximal, minibatch)
             updates, new_opt_state = transform.update(gradient, opt_state, params)
@@ -368,7 +359,7 @@ def ppo(
                 info["update/share_applied"] = 1.0 - stopped.astype(jnp.float32)
             return (*learned, stopped), info
 
-        def shuffled(key: Key) -> tuple[_Sample, Memory]:
+        def shuffled(key: Key) -> tuple[Sample, Memory]:
             return minibatches.shuffled(key, samples, state.actor.memory, config.num_minibatches, net.recurrent)
 
         def epoch(carry: Any, key: Key) -> tuple[Any, Metrics]:
@@ -410,49 +401,6 @@ def ppo(
     return Algorithm(
         init, step, act, hyperparams, net.initial_memory, env_steps=batch_size, name="ppo", env=env, config=config
     )
-
-
-def _loss(
-    output: Output,
-    variables: PyTree,
-    sample: _Sample,
-    objective: Objective,
-    hparams: Hyperparams,
-    config: Config,
-    progress: Array,
-) -> tuple[Array, Metrics]:
-    """The loss of one minibatch and its metrics."""
-    log_prob = output.policy.log_prob(sample.action)
-    entropy = output.policy.entropy()
-    advantage = (
-        statistics.standardize(sample.advantage) if config.normalize_advantage == "minibatch" else sample.advantage
-    )
-    inputs = PolicyInputs(
-        log_prob=log_prob,
-        behavior_log_prob=sample.log_prob if sample.behavior_log_prob is None else sample.behavior_log_prob,
-        proximal_log_prob=sample.log_prob,
-        policy=output.policy,
-        proximal_policy=sample.policy,
-        advantage=advantage,
-        entropy=entropy,
-        progress=progress,
-        variables=variables,
-        action=sample.action,
-        heads=output.heads,
-    )
-    policy_loss, metrics = objective.loss(hparams.objective, inputs)
-    if config.clip_value:
-        value_loss = losses.clipped_value_loss(output.value, sample.target, sample.value, hparams.value_clip)
-    else:
-        value_loss = losses.value_loss(output.value, sample.target)
-    mean_entropy = jnp.mean(entropy)
-    metrics |= {
-        "loss/policy": policy_loss,
-        "loss/value": value_loss,
-        "policy/entropy": mean_entropy,
-        "policy/kl": losses.approximate_kl(log_prob, sample.log_prob),
-    }
-    return policy_loss + hparams.value_coef * value_loss - hparams.entropy_coef * mean_entropy, metrics
 
 
 _LEAVES = {

@@ -39,9 +39,10 @@ from jaxrl.estimators import gae
 from jaxrl.networks import ActorCritic, NetworkConfig
 from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value
 from jaxrl.objectives import clip
-from jaxrl.ops import losses, minibatches, reward_scaling, schedules, statistics, trees
+from jaxrl.ops import minibatches, reward_scaling, schedules, statistics, trees
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import adam
+from jaxrl.surrogate import Sample, surrogate_loss
 from jaxrl.types import (
     Action,
     Algorithm,
@@ -52,7 +53,6 @@ from jaxrl.types import (
     Metrics,
     Objective,
     Observation,
-    PolicyInputs,
     ReturnInputs,
     memoize,
 )
@@ -185,18 +185,6 @@ class State:
     observation_statistics: PyTree
     reward_scale: PyTree
     num_steps: Int[Array, ""]
-
-
-@struct.dataclass
-class _Sample:
-    """A transition as an update of the target sees it; leaves [b, T, B, ...], then [N/M, ...]."""
-
-    obs: Observation
-    action: Action
-    log_prob: Array
-    policy: Any
-    advantage: Array
-    target: Array
 
 
 @struct.dataclass
@@ -353,9 +341,16 @@ def props(
         metrics["value/explained_variance"] = statistics.explained_variance(value, samples.target)
 
         # --- Update ----------------------------------------------------------------------------------------------
-        def update(carry: Any, sample: _Sample) -> tuple[Any, Metrics]:
+        def loss(params: PyTree, sample: Sample) -> tuple[Array, Metrics]:
+            output, _ = net.apply(params, sample.obs)  # type: ignore[misc]
+            variables = acting.variables_of(params)
+            return surrogate_loss(
+                output, variables, sample, objective, hparams, progress, standardize=True, clip_value=False
+            )
+
+        def update(carry: Any, sample: Sample) -> tuple[Any, Metrics]:
             params, opt_state, stopped = carry
-            gradient, info = jax.grad(_loss, has_aux=True)(params, net, sample, objective, hparams, progress)
+            gradient, info = jax.grad(loss, has_aux=True)(params, sample)
             updates, new_opt_state = transform.update(gradient, opt_state, params)
             # A mask, not a condition: under vmap a condition would run both branches anyway.
             stopped = stopped | (info["policy/kl"] > hparams.target_kl)
@@ -527,7 +522,7 @@ def _estimate(
     data: Stored,
     estimator: Estimator,
     hparams: Hyperparams,
-) -> tuple[_Sample, Array]:
+) -> tuple[Sample, Array]:
     """Every transition of the buffer as the target policy sees it now, and its value, [b, T, B]."""
     output, _ = net.apply(params, obs)  # type: ignore[misc]
 
@@ -546,37 +541,7 @@ def _estimate(
 
     advantage, target = jax.vmap(estimate)(output.value, next_obs, data)
     log_prob = output.policy.log_prob(data.action)
-    return _Sample(obs, data.action, log_prob, output.policy, advantage, target), output.value
-
-
-def _loss(
-    params: PyTree, net: ActorCritic, sample: _Sample, objective: Objective, hparams: Hyperparams, progress: Array
-) -> tuple[Array, Metrics]:
-    """The target's loss on one minibatch and its metrics."""
-    output, _ = net.apply(params, sample.obs)  # type: ignore[misc]
-    log_prob, entropy = output.policy.log_prob(sample.action), output.policy.entropy()
-    inputs = PolicyInputs(
-        log_prob=log_prob,
-        behavior_log_prob=sample.log_prob,
-        proximal_log_prob=sample.log_prob,
-        policy=output.policy,
-        proximal_policy=sample.policy,
-        advantage=statistics.standardize(sample.advantage),
-        entropy=entropy,
-        progress=progress,
-        variables=acting.variables_of(params),
-        action=sample.action,
-        heads=output.heads,
-    )
-    policy_loss, metrics = objective.loss(hparams.objective, inputs)
-    value_loss, mean_entropy = losses.value_loss(output.value, sample.target), jnp.mean(entropy)
-    metrics |= {
-        "loss/policy": policy_loss,
-        "loss/value": value_loss,
-        "policy/entropy": mean_entropy,
-        "policy/kl": losses.approximate_kl(log_prob, sample.log_prob),
-    }
-    return policy_loss + hparams.value_coef * value_loss - hparams.entropy_coef * mean_entropy, metrics
+    return Sample(obs, data.action, log_prob, output.policy, advantage, target), output.value
 
 
 _LEAVES = {
