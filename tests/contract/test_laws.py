@@ -13,6 +13,7 @@ import jaxrl
 from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.networks import NetworkConfig
 from jaxrl.ops import trees
+from jaxrl.training import advance_jit
 
 NUM_STEPS = 3
 
@@ -24,12 +25,66 @@ def built(name):
     return case, algorithm, algorithm.hyperparams(**case.hparams)
 
 
+# A row compiles three programs, which its laws share: `init`, `advance`, and `train` mapped over members.
+
+
 @functools.cache
-def trained(name):
-    """State and metrics after a few steps from key 0, and the program that made them."""
+def starter(name):
+    return jax.jit(built(name)[1].init)
+
+
+def fresh(name, key=0, hparams=None):
+    """A state that nothing else holds."""
+    return starter(name)(jax.random.key(key), built(name)[2] if hparams is None else hparams)
+
+
+def trained_from(name, key=0, hparams=None):
+    """State and metrics after a few steps."""
+    _, algorithm, default = built(name)
+    return jaxrl.advance(algorithm, fresh(name, key, hparams), default if hparams is None else hparams, NUM_STEPS)
+
+
+trained = functools.cache(trained_from)
+
+
+@functools.cache
+def traced_step(name):
+    """The type of a state, and the traced step."""
     _, algorithm, hparams = built(name)
-    run = jax.jit(jaxrl.train(algorithm, NUM_STEPS))
-    return run, run(jax.random.key(0), hparams)
+    state = jax.eval_shape(starter(name), jax.random.key(0), hparams)
+    return state, jax.jit(algorithm.step).trace(state, hparams)
+
+
+def nudged(hparams):
+    return jax.tree.map(lambda leaf: leaf * 1.1 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, hparams)
+
+
+def changed_leaf(path, leaf):
+    """Another value of a leaf, which must change the result."""
+    if path == "target_kl":
+        return jnp.float32(0.0)
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf * 0.5
+    return jnp.int32(2) if ".max_" in path else leaf - 1
+
+
+@functools.cache
+def mapped(name):
+    """Members trained by one program: the row's own, one for each leaf changed, and one with all leaves nudged.
+
+    All begin from key 0 but the last, which begins from key 7.
+    """
+    _, algorithm, hparams = built(name)
+    leaves, structure = jax.tree.flatten(hparams)
+    paths = list(trees.named_leaves(hparams))
+    members = [leaves]
+    if name != "ppo-population":  # its member's own row covers the leaves
+        for i, path in enumerate(paths):
+            members.append([changed_leaf(path, leaf) if i == j else leaf for j, leaf in enumerate(leaves)])
+    members.append(jax.tree.leaves(nudged(hparams)))
+    stacked = jax.tree.unflatten(structure, [jnp.stack(column) for column in zip(*members, strict=True)])
+    keys = jnp.stack([jax.random.key(0)] * (len(members) - 1) + [jax.random.key(7)])
+    return jax.jit(jax.vmap(jaxrl.train(algorithm, NUM_STEPS)))(keys, stacked)
 
 
 def kind(tree):
@@ -51,25 +106,24 @@ def assert_close(one, other, what="", **tolerance):
         np.testing.assert_allclose(a, b, err_msg=f"{what} {trees.path_name(path)}", **tolerance)
 
 
-each_case = pytest.mark.parametrize("name", CASES)
+# The rows one after the other, so that one worker has all laws of a row and their programs.
+each_case = pytest.mark.parametrize("name", CASES, scope="module")
 
 
 @each_case
 def test_law_1_step_keeps_the_state_type(name):
-    _, algorithm, hparams = built(name)
-    state = jax.eval_shape(algorithm.init, jax.random.key(0), hparams)
-    after, _ = jax.eval_shape(algorithm.step, state, hparams)
+    state, traced = traced_step(name)
+    after, _ = jax.tree.map(lambda x: x, traced.out_info)
     assert kind(after) == kind(state)
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
 
 
 @each_case
 def test_law_2_keys(name):
-    run, (state, _) = trained(name)
-    _, _, hparams = built(name)
-    again, _ = run(jax.random.key(0), hparams)
+    state, _ = trained(name)
+    again, _ = trained_from(name)
     assert_close(state, again, "same key", rtol=0, atol=0)
-    other, _ = run(jax.random.key(1), hparams)
+    other, _ = trained_from(name, key=1)
     for path, leaf in trees.named_leaves(plain(state.params)).items():
         if path.endswith("kernel"):
             assert not np.array_equal(leaf, trees.named_leaves(plain(other.params))[path]), path
@@ -102,19 +156,8 @@ def test_law_3_vmap_over_keys_and_hyperparameters_equals_the_loop(name):
 
     Tolerance: a batched matrix product sums in another order, and three steps of learning amplify the difference.
     """
-    _, _, hparams = built(name)
-    run, _ = trained(name)
-
-    def nudge(leaf):
-        return leaf * 1.1 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    members = [hparams, jax.tree.map(nudge, hparams)]
-    keys = jax.random.split(jax.random.key(7), 2)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    _, algorithm, _ = built(name)
-    together = jax.jit(jax.vmap(jaxrl.train(algorithm, NUM_STEPS)))(keys, stacked)
-    for i, member in enumerate(members):
-        alone = run(keys[i], member)
+    together = mapped(name)
+    for i, alone in ((0, trained(name)), (-1, trained_from(name, 7, nudged(built(name)[2])))):
         one = jax.tree.map(lambda x, i=i: x[i], together)
         assert_close(one, alone, f"member {i}", rtol=2e-3, atol=2e-4)
 
@@ -122,8 +165,7 @@ def test_law_3_vmap_over_keys_and_hyperparameters_equals_the_loop(name):
 @each_case
 def test_law_4_stopping_between_segments_changes_nothing(name):
     _, algorithm, hparams = built(name)
-    state = algorithm.init(jax.random.key(0), hparams)
-    first, _ = jaxrl.advance(algorithm, state, hparams, NUM_STEPS)
+    first, _ = trained_from(name)
     second, metrics = jaxrl.advance(algorithm, jax.tree.map(jnp.copy, first), hparams, NUM_STEPS)
     again, metrics_again = jaxrl.advance(algorithm, first, hparams, NUM_STEPS)
     assert_close((second, metrics), (again, metrics_again), rtol=0, atol=0)
@@ -142,9 +184,7 @@ def count_conditionals(jaxpr):
 
 @each_case
 def test_law_5_no_conditional_on_the_phase_of_training(name):
-    _, algorithm, hparams = built(name)
-    state = jax.eval_shape(algorithm.init, jax.random.key(0), hparams)
-    assert count_conditionals(jax.make_jaxpr(algorithm.step)(state, hparams).jaxpr) == 0
+    assert count_conditionals(traced_step(name)[1].jaxpr.jaxpr) == 0
 
 
 def test_law_5_the_count_sees_a_conditional_inside_a_scan():
@@ -157,36 +197,20 @@ def test_law_5_the_count_sees_a_conditional_inside_a_scan():
 
 @each_case
 def test_law_6_every_parameter_moves(name):
-    _, algorithm, hparams = built(name)
-    before = algorithm.init(jax.random.key(0), hparams).params
-    _, (after, _) = trained(name)
+    before, (after, _) = fresh(name).params, trained(name)
     for path, leaf in trees.named_leaves(plain(before)).items():
         assert not np.array_equal(leaf, trees.named_leaves(plain(after.params))[path]), f"{path} did not move"
 
 
 @each_case
 def test_law_6_every_leaf_of_the_hyperparameters_matters(name):
-    """Member i differs from member 0 in leaf i alone; one compiled program tells for all of them."""
-    case, algorithm, hparams = built(name)
+    """Member i + 1 differs from member 0 in leaf i alone."""
+    case, _, hparams = built(name)
     if name == "ppo-population":
         pytest.skip("the member's own row covers its leaves")
-    leaves, structure = jax.tree.flatten(hparams)
-    names = list(trees.named_leaves(hparams))
-    members = []
-    for changed in [None, *range(len(leaves))]:
-        values = [
-            (leaf * 0.5 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf - 1) if i == changed else leaf
-            for i, leaf in enumerate(leaves)
-        ]
-        if changed is not None and names[changed] == "target_kl":
-            values[changed] = jnp.float32(0.0)
-        if changed is not None and ".max_" in names[changed] and leaves[changed].dtype == jnp.int32:
-            values[changed] = jnp.int32(2)
-        members.append(jax.tree.unflatten(structure, values))
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *members)
-    states, _ = jax.jit(jax.vmap(jaxrl.train(algorithm, NUM_STEPS), (None, 0)))(jax.random.key(0), stacked)
+    states, _ = mapped(name)
     kernels = [leaf for path, leaf in trees.named_leaves(plain(states.params)).items() if path.endswith("kernel")]
-    for i, leaf_name in enumerate(names):
+    for i, leaf_name in enumerate(trees.named_leaves(hparams)):
         same = all(np.array_equal(kernel[0], kernel[i + 1]) for kernel in kernels)
         assert not same or leaf_name in case.inert, f"{leaf_name} changes nothing"
 
@@ -220,7 +244,7 @@ def test_law_6_every_option_matters(name, option):
         given = values if getattr(algorithm.config, "stop_at_target_kl", True) else without_target(values)
         return jax.jit(jaxrl.train(algorithm, NUM_STEPS))(jax.random.key(0), algorithm.hyperparams(**given))[0]
 
-    reference = trained(name)[1][0] if not base and values is case.hparams else final(**base)
+    reference = trained(name)[0] if not base and values is case.hparams else final(**base)
     state = final(**changes)
     paths = trees.named_leaves(plain(reference.params))
     changed = [not np.array_equal(leaf, trees.named_leaves(plain(state.params))[path]) for path, leaf in paths.items()]
@@ -237,11 +261,9 @@ def test_law_6_every_option_of_every_algorithm_has_a_row():
 
 @each_case
 def test_equal_arguments_give_the_same_record_and_advance_traces_once(name):
-    case, algorithm, hparams = built(name)
+    case, algorithm, _ = built(name)
     assert case.make() is algorithm
-    from jaxrl.training import advance_jit
-
-    state, _ = jaxrl.advance(algorithm, algorithm.init(jax.random.key(3), hparams), hparams, NUM_STEPS)
+    state, _ = trained_from(name)
     compiled = advance_jit._cache_size()
     jaxrl.advance(case.make(), state, case.make().hyperparams(**case.hparams), NUM_STEPS)
     assert advance_jit._cache_size() == compiled
@@ -250,14 +272,15 @@ def test_equal_arguments_give_the_same_record_and_advance_traces_once(name):
 @each_case
 def test_act_is_for_one_environment_and_greedy_without_a_key(name):
     _, algorithm, _ = built(name)
-    _, (state, _) = trained(name)
+    state, _ = trained(name)
+    act = jax.jit(algorithm.act)
     obs = jax.tree.map(lambda x: x[..., 0, :] if x.ndim > 1 else x[0], state.actor.obs)
     memory = algorithm.initial_memory()
-    greedy, after = algorithm.act(state, memory, obs, None)
-    again, _ = algorithm.act(state, memory, obs, None)
+    greedy, after = act(state, memory, obs, None)
+    again, _ = act(state, memory, obs, None)
     assert_close(greedy, again, rtol=0, atol=0)
     assert kind(after) == kind(jax.tree.map(jnp.asarray, memory))
-    drawn = [plain(algorithm.act(state, memory, obs, key)[0]) for key in jax.random.split(jax.random.key(0), 20)]
+    drawn = [plain(act(state, memory, obs, key)[0]) for key in jax.random.split(jax.random.key(0), 20)]
     assert any(not np.array_equal(drawn[0], other) for other in drawn[1:]), "sampling must depend on the key"
 
 
