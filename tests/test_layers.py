@@ -36,7 +36,7 @@ LAYERS = (
     ("algorithms",),
     ("meta",),
     ("sweeps", "analysis"),
-    ("cli",),
+    ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 SUITES = {

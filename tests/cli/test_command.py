@@ -42,7 +42,7 @@ def error_of(*argv) -> str:
 
 
 def process(*argv, **settings):
-    command = [sys.executable, "-m", "jaxrl.cli", *map(str, argv)]
+    command = [sys.executable, "-m", "jaxrl", *map(str, argv)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
 
 

@@ -227,7 +227,7 @@ def test_the_command_starts_a_cluster_of_its_own(tmp_path):
     ]
     for name, more in (("ray", ["--ray"]), ("alone", [])):
         done = subprocess.run(
-            [sys.executable, "-m", "jaxrl.cli", *arguments, "--out", str(tmp_path / name), *more],
+            [sys.executable, "-m", "jaxrl", *arguments, "--out", str(tmp_path / name), *more],
             env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
             capture_output=True,
             text=True,

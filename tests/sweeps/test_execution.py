@@ -268,7 +268,7 @@ def test_the_command_sweeps_in_shares_at_the_same_time_and_resumes(tmp_path):
     ]
 
     def start(*more):
-        command = [sys.executable, "-m", "jaxrl.cli", *arguments, *more]
+        command = [sys.executable, "-m", "jaxrl", *arguments, *more]
         return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     folder = tmp_path / "shared"
@@ -282,7 +282,7 @@ def test_the_command_sweeps_in_shares_at_the_same_time_and_resumes(tmp_path):
         assert each.returncode == (0 if index != 1 else -signal.SIGKILL), errors
     assert len(json.loads((folder / "sweep.json").read_text())["groups"]) == 1
     done = subprocess.run(
-        [sys.executable, "-m", "jaxrl.cli", "resume", str(folder)], capture_output=True, text=True, timeout=250
+        [sys.executable, "-m", "jaxrl", "resume", str(folder)], capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr
     alone = start("--out", str(tmp_path / "alone"), "--max-batch", "2")

@@ -1,4 +1,4 @@
-"""`python -m jaxrl.cli` is the `jaxrl` command."""
+"""`python -m jaxrl` is the `jaxrl` command."""
 
 import sys
 
