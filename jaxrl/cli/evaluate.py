@@ -10,9 +10,9 @@ from rich.table import Table
 from jaxrl import fit
 from jaxrl.analysis import statistics
 from jaxrl.cli import build, devices
+from jaxrl.cli.folders import open_run
 from jaxrl.cli.progress import number
 from jaxrl.evaluation import time_limit
-from jaxrl.runs import Run
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -22,7 +22,7 @@ def evaluate(options: argparse.Namespace) -> None:
       ValueError: the folder holds no run that `jaxrl train` made, or not this checkpoint.
       StorageError: the checkpoint is damaged.
     """
-    run = Run.open(options.dir)
+    run = open_run(options.dir)
     devices.use_all_cores(build.layout_of(run).num_devices)
     built = build.from_record(run)
     if built.member.env is None:

@@ -1,7 +1,24 @@
-"""Folders that get their names from what is in them."""
+"""Folders of runs: new names, and finding what is in them."""
 
 import datetime
 from pathlib import Path
+
+from jaxrl.runs import Run
+
+
+def open_run(path: Path) -> Run:
+    """Opens the folder of a run.
+
+    Raises:
+      ValueError: it is not the folder of a run; of a sweep's, it says which command takes one.
+      StorageError: its run.json is damaged.
+    """
+    if (path / "sweep.json").exists():
+        raise ValueError(
+            f"{path} is the folder of a sweep, not of a run. `jaxrl report {path}` draws its curves and settings; its "
+            f"batches are runs: {path / 'batches'}."
+        )
+    return Run.open(path)
 
 
 def new_folder(name: str) -> Path:

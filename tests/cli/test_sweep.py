@@ -34,6 +34,11 @@ def test_a_sweep_from_the_command_line(tmp_path, capsys):
     assert main(command) == 0
     assert main(["resume", folder]) == 0
     assert results.read_results(folder).identical(data)
+    # What takes a run says what takes a sweep.
+    capsys.readouterr()
+    for command in ("plot", "evaluate"):
+        assert main([command, folder]) == 2
+        assert f"`jaxrl report {folder}`" in capsys.readouterr().err
 
 
 def test_a_table(tmp_path, capsys):
