@@ -1,6 +1,6 @@
 """Which of PPO's hyperparameters matter, on five tasks? One program a task.
 
-    .venv/bin/python experiments/ppo-sensitivity/run.py   about 20 minutes on 2 cores; --tiny to see that it works
+    .venv/bin/python experiments/ppo-sensitivity/run.py   about 15 minutes on 2 cores; --tiny to see that it works
 
 64 settings are drawn evenly (Sobol) from ranges around the literature's; the same settings and seeds meet every task.
 """

@@ -24,8 +24,8 @@ _WIDTH = 11.0
 _MAX_VECTOR = 300
 MAX_LINES = 1000
 _MAX_LABEL = 90
-# A positive axis that spans more than this factor is logarithmic.
-_LOG_SPAN = 20.0
+# A positive axis that spans more than this factor may be logarithmic.
+_LOG_SPAN = 3.0
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxrl",
@@ -262,6 +262,11 @@ def draw_profiles(profiles: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarr
         return _svg(figure)
 
 
+def _unevenness(numbers: np.ndarray) -> float:
+    """How far the median of sorted numbers is from the middle of their ends, as a share of their span."""
+    return abs(float(np.median(numbers) - (numbers[0] + numbers[-1]) / 2) / float(numbers[-1] - numbers[0]))
+
+
 class _Axis:
     """Where values lie on an axis: numbers by size (or its logarithm), other things in order."""
 
@@ -269,7 +274,9 @@ class _Axis:
         self.ordered = all(is_number(value) for value in values)
         self.values = sorted(set(values)) if self.ordered else list(dict.fromkeys(map(text, values)))
         ends = (float(self.values[0]), float(self.values[-1])) if self.ordered else (0.0, 0.0)
-        self.log = self.ordered and not linear and ends[0] > 0 and ends[1] / ends[0] > _LOG_SPAN
+        wide = self.ordered and not linear and ends[0] > 0 and ends[1] / ends[0] > _LOG_SPAN
+        # Logarithmic if the values lie more evenly so: half of them in each half of the axis.
+        self.log = wide and _unevenness(np.log(self.values)) < _unevenness(np.asarray(self.values, np.float64))
 
     def places(self, values: Any) -> np.ndarray:
         """Numbers to draw at."""

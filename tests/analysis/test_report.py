@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from jaxrl.analysis import sensitivity
+from jaxrl.analysis import report_figures, sensitivity
 from jaxrl.analysis.report import write_markdown, write_report
 from jaxrl.analysis.settings import settings_of
 
@@ -334,3 +334,20 @@ def test_the_probe_sees_what_is_wrong(tmp_path, browser):
     assert int(seen["overflow"]) > 0
     assert (seen["figures"], seen["drawn"], seen["smallest"]) == ("1", "0", "5")
     assert np.isfinite(float(seen["overflow"]))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.geomspace(0.101, 1.94, 64), True),  # a range of factor 19, drawn evenly in its logarithm
+        (np.linspace(0.05, 0.4, 64), False),
+        ([1e-4, 1e-3, 1e-2], True),
+        ([0.9, 0.95, 0.99], False),
+        ([16, 64, 256], True),
+        ([1, 2, 3, 4], False),
+        ([0.0, 0.1, 10.0], False),
+        ([0.5], False),
+    ],
+)
+def test_an_axis_is_logarithmic_where_its_values_lie_evenly_so(values, expected):
+    assert bool(report_figures._Axis(list(map(float, values))).log) is expected

@@ -36,15 +36,17 @@ def learned(name, env, total_steps, config, **hparams):
 def test_probe(name):
     """A random policy has 0 on average; credit must cross two steps."""
     small = {"num_envs": 16, "num_steps": 16, "network": jaxrl.networks.NetworkConfig(hidden=(16,))}
-    rate = {"learning_rate": 1e-2} if name != "trpo" else {}
+    # Two whose step is a distance of its own kind.
+    rate = {"learning_rate": 1e-2} if name not in ("trpo", "n_pg_igt") else {}
     got = learned(name, "probe/Credit", 16 * 16 * 60, small, **rate)
     assert (got >= 0.95).all(), got
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "subpo"])
 def test_cartpole(name):
+    """Not subpo, whose defaults (γ = 1, no entropy) are for short tasks: tests/envs/test_coverage.py."""
     got = learned(name, "gymnax/CartPole-v1", 500_000, {})
     print(name, np.round(got, 1))
     assert np.median(got) >= 400, got
