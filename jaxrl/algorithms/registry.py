@@ -8,11 +8,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl import estimators, objectives
-from jaxrl.algorithms import avg, ppo, props, reppo, stream_ac, stream_q, trpo, utilities
+from jaxrl import estimators, objectives, values
+from jaxrl.algorithms import avg, bpg, ccn, dqn, harpg, mac, ppo, props, reppo, stream_ac, stream_q, trpo, utilities
 from jaxrl.names import unknown
 from jaxrl.networks import ActorCritic
-from jaxrl.ops.optimizers import rmsprop
+from jaxrl.networks.q_network import QNetwork, QNetworkConfig
+from jaxrl.ops.optimizers import gradient_transport, rmsprop, separate
 from jaxrl.types import Algorithm, Env, memoize
 
 
@@ -41,22 +42,32 @@ class Entry:
 
 
 def _variant(
-    summary: str, name: str, config: ppo.Config, hyperparams: dict[str, float] | None = None, **components: Any
+    summary: str,
+    name: str,
+    config: Any,
+    hyperparams: dict[str, float] | None = None,
+    base: str = "ppo",
+    **components: Any,
 ) -> Entry:
-    """An entry for PPO's step with some of its components chosen."""
+    """An entry for the step of another algorithm with some of its components chosen."""
+    factory, record = _BASES[base]
 
-    def make(env: Env, network: ActorCritic | None = None, config: ppo.Config = config) -> Algorithm:
-        algorithm = ppo.ppo(env, network, config=config, **components)
+    def make(env: Env, network: Any = None, config: Any = config) -> Algorithm:
+        algorithm = factory(env, network, config=config, **components)
 
-        def with_defaults(**changes: Any) -> ppo.Hyperparams:
+        def with_defaults(**changes: Any) -> Any:
             return algorithm.hyperparams(**{**(hyperparams or {}), **changes})
 
         return algorithm._replace(name=name, hyperparams=with_defaults)
 
     make.__name__ = name
-    return Entry(summary, memoize(make), config, ppo.Hyperparams, "ppo")
+    return Entry(summary, memoize(make), config, record, base)
 
 
+_BASES: dict[str, tuple[Callable[..., Algorithm], type]] = {
+    "ppo": (ppo.ppo, ppo.Hyperparams),
+    "dqn": (dqn.dqn, dqn.Hyperparams),
+}
 _ONE_UPDATE = {"num_epochs": 1, "num_minibatches": 1, "clip_value": False, "normalize_advantage": "none"}
 
 ALGORITHMS: dict[str, Entry] = {
@@ -69,6 +80,12 @@ ALGORITHMS: dict[str, Entry] = {
         props.props,
         props.Config(),
         props.Hyperparams,
+    ),
+    "harpg": Entry(
+        "Hessian-aided recursive policy gradient (Fatkhullin et al. 2023)",
+        harpg.harpg,
+        harpg.Config(),
+        harpg.Hyperparams,
     ),
     "stream_q": Entry(
         "stream Q and SARSA(lambda) (Elsayed et al. 2024)",
@@ -85,6 +102,19 @@ ALGORITHMS: dict[str, Entry] = {
         utilities.Config(),
         utilities.Hyperparams,
     ),
+    "ccn": Entry(
+        "columnar-constructive networks, streaming TD(lambda) prediction (Javed et al. 2023)",
+        ccn.ccn,
+        ccn.Config(),
+        ccn.Hyperparams,
+    ),
+    "mac": Entry(
+        "multi-level Monte Carlo actor-critic, average reward (Suttle et al. 2023)",
+        mac.mac,
+        mac.Config(),
+        mac.Hyperparams,
+    ),
+    "bpg": Entry("Bayesian policy gradient (Ghavamzadeh et al. 2016)", bpg.bpg, bpg.Config(), bpg.Hyperparams),
     "avg": Entry("action value gradient, streaming (Vasan et al. 2024)", avg.avg, avg.Config(), avg.Hyperparams),
     "reppo": Entry(
         "relative entropy pathwise policy optimization (Voelcker et al. 2025)",
@@ -115,6 +145,15 @@ ALGORITHMS: dict[str, Entry] = {
         {"learning_rate": 3e-3},
         objective=objectives.policy_gradient(),
         estimator=estimators.monte_carlo("leave_one_out"),
+    ),
+    "n_pg_igt": _variant(
+        "normalized policy gradient with implicit gradient transport (Fatkhullin et al. 2023)",
+        "n_pg_igt",
+        ppo.Config(num_envs=8, num_steps=256, **{**_ONE_UPDATE, "schedule": "constant"}),
+        {"learning_rate": 0.3, "entropy_coef": 0.0},
+        objective=objectives.policy_gradient(),
+        estimator=estimators.monte_carlo("value"),
+        optimizer=separate(gradient_transport()),
     ),
     "subpo": _variant(
         "policy gradient on marginal gains of submodular rewards (Prajapat et al. 2023)",
@@ -167,6 +206,53 @@ ALGORITHMS: dict[str, Entry] = {
         ppo.Config(),
         objective=objectives.vmpo(),
     ),
+    "dqn": Entry("deep Q-learning (Mnih et al. 2015)", dqn.dqn, dqn.Config(), dqn.Hyperparams),
+    "double_dqn": _variant(
+        "double Q-learning (van Hasselt et al. 2015)", "double_dqn", dqn.Config(), base="dqn", backup=values.double()
+    ),
+    "dueling_dqn": _variant(
+        "value and advantages apart, double Q-learning (Wang et al. 2016)",
+        "dueling_dqn",
+        dqn.Config(network=QNetworkConfig(dueling=True)),
+        base="dqn",
+        backup=values.double(),
+    ),
+    "per_dqn": _variant(
+        "double Q-learning from prioritized replay (Schaul et al. 2016)",
+        "per_dqn",
+        dqn.Config(prioritized=True),
+        base="dqn",
+        backup=values.double(),
+    ),
+    "munchausen_dqn": _variant(
+        "Munchausen DQN (Vieillard et al. 2020)", "munchausen_dqn", dqn.Config(), base="dqn", backup=values.munchausen()
+    ),
+    "c51": _variant(
+        "categorical DQN (Bellemare et al. 2017)",
+        "c51",
+        dqn.Config(),
+        base="dqn",
+        head=values.categorical(low=0.0, high=100.0),
+    ),
+    "qr_dqn": _variant(
+        "quantile regression DQN (Dabney et al. 2017)", "qr_dqn", dqn.Config(), base="dqn", head=values.quantile(50)
+    ),
+    "iqn": _variant(
+        "implicit quantile networks (Dabney et al. 2018)",
+        "iqn",
+        dqn.Config(),
+        base="dqn",
+        head=values.implicit_quantile(),
+    ),
+    "rainbow": _variant(
+        "all of them: double, dueling, noisy, prioritized, 3 steps, C51 (Hessel et al. 2017)",
+        "rainbow",
+        dqn.Config(prioritized=True, n_step=3, network=QNetworkConfig(dueling=True, noisy=True)),
+        {"epsilon_start": 0.0, "epsilon_end": 0.0},
+        base="dqn",
+        head=values.categorical(low=0.0, high=100.0),
+        backup=values.double(),
+    ),
 }
 
 
@@ -193,6 +279,6 @@ def make(name: str, env: Env, **config: Any) -> Algorithm:
     for field in config:
         if field not in fields:
             raise ValueError(unknown(field, fields, kind=f"field of {name}'s config"))
-    built = isinstance(config.get("network"), ActorCritic)
+    built = isinstance(config.get("network"), ActorCritic | QNetwork)
     arguments = {"network": config.pop("network")} if built else {}
     return entry.factory(env, config=dataclasses.replace(entry.default_config, **config), **arguments)

@@ -9,6 +9,9 @@ learned from as it comes and forgotten, with its shapes:
     trace        z ← γλ z + ∇Q(s, a), cut by an action that was not greedy       like the parameters
     update       θ ← θ + α δ z, α bounded by the trace's norm                    like the parameters
 
+With `columns` the agent remembers: recurrent features of the stream stand beside the observation, and their weights are
+learned along the same trace, by gradients that are carried forward (`jaxrl.networks.columnar`, Javed et al. 2023).
+
 Mapped over members, thousands of such learners run side by side.
 """
 
@@ -22,6 +25,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxrl import rollout, spaces, validation
+from jaxrl.networks.columnar import ColumnarConfig, columnar_memory
 from jaxrl.networks.initializers import initialize
 from jaxrl.networks.streaming import StreamingConfig, streaming_network
 from jaxrl.ops import reward_scaling, statistics, traces
@@ -46,6 +50,7 @@ class Config:
       reset_size: states kept if cached.
       matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
       network: its layers.
+      columns: recurrent features that the network sees beside the observation; None: it sees the observation alone.
     """
 
     num_steps: int = 512
@@ -58,6 +63,7 @@ class Config:
     reset_size: int = 0
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     network: StreamingConfig = dataclasses.field(default_factory=StreamingConfig)
+    columns: ColumnarConfig | None = None
 
 
 @struct.dataclass
@@ -66,6 +72,7 @@ class Hyperparams:
 
     Attributes:
       env: parameters of the environment.
+      columns: length of a stage and normalization (`columnar.Rates`), or ().
       learning_rate: greatest step size.
       kappa: how much the step size is bounded (ObGD).
       trace_lambda: λ of the trace.
@@ -78,6 +85,7 @@ class Hyperparams:
     """
 
     env: PyTree
+    columns: PyTree
     learning_rate: Float[Array, ""]
     kappa: Float[Array, ""]
     trace_lambda: Float[Array, ""]
@@ -95,11 +103,12 @@ class State:
 
     Attributes:
       key: the random key that every later draw comes from.
-      params: the network's parameters.
+      params: the network's parameters, and those of the columns in the collection `columns`.
       trace: z, like the parameters.
       cut: whether z is forgotten before the next gradient joins it.
       opt_state: the optimizer's memory, () for ObGD.
       actor: the environment in progress, B = 1.
+      columns: the columns' memory after the present observation, or ().
       next_action: the action to take next, [1], where the episode goes on (sarsa); otherwise ().
       observation_statistics: running moments of observations, or ().
       reward_scale: discounted return and its running moments, or ().
@@ -113,6 +122,7 @@ class State:
     cut: Bool[Array, ""]
     opt_state: PyTree
     actor: rollout.ActorState
+    columns: PyTree
     next_action: PyTree
     observation_statistics: PyTree
     reward_scale: PyTree
@@ -150,17 +160,18 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(1)
     net = streaming_network(env.observation_space, (("value", space.n),), config.network)
+    memory_net = columnar_memory(env.observation_space, config.columns)
     optimizer = traces.OPTIMIZERS[config.optimizer]
     precision = config.matmul_precision
 
     def hyperparams(**changes: Any) -> Hyperparams:
-        return build(Hyperparams, _LEAVES, config, changes, env=env.default_params())
+        return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), columns=memory_net.rates())
 
     def see(seen: PyTree, obs: Observation) -> Observation:
         return statistics.normalize(seen, obs, clip=math.inf) if config.normalize_observations else obs
 
-    def values(params: PyTree, obs: Observation) -> Float[Array, "... A"]:
-        value = net.apply(params, obs)["value"]  # type: ignore[index]
+    def values(params: PyTree, obs: Observation, features: Float[Array, "... F"]) -> Float[Array, "... A"]:
+        value = net.apply(params, obs, features)["value"]  # type: ignore[index]
         mask = obs.get("action_mask") if isinstance(obs, dict) else None
         return value if mask is None else jnp.where(mask.astype(bool), value, _ILLEGAL)
 
@@ -168,7 +179,12 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
         key, key_params, key_actor = jax.random.split(key, 3)
         actor = rollout.start(key_actor, env, hparams.env, 1, (), reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
-        params = initialize(net, key_params, one)
+        key_columns = key_params
+        if config.columns is not None:
+            key_params, key_columns = jax.random.split(key_params)
+        params = initialize(net, key_params, one, jnp.zeros(memory_net.num_features))
+        params = {**params, "columns": memory_net.init(key_columns)}
+        start = (memory_net.initial_carry(), one, jnp.int32(0), jnp.bool_(True), hparams.columns)
         seen = ()
         if config.normalize_observations:
             seen = statistics.update_statistics(statistics.init_statistics(one), one, 0)
@@ -179,6 +195,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
             cut=jnp.bool_(True),
             opt_state=optimizer.init(params),
             actor=actor,
+            columns=memory_net.advance(params["columns"], *start),
             next_action=jnp.zeros(1, jnp.int32) if config.target == "sarsa" else (),
             observation_statistics=seen,
             reward_scale=reward_scaling.init_scale(1) if config.normalize_rewards else (),
@@ -192,10 +209,11 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
         time = state.num_steps.astype(jnp.float32) * config.num_steps + index
         progress = jnp.minimum(time / (hparams.epsilon_fraction * hparams.horizon), 1.0)
         epsilon = hparams.epsilon_start + (hparams.epsilon_end - hparams.epsilon_start) * progress
+        features = memory_net.features(state.columns)
 
         # --- Collect ---------------------------------------------------------------------------------------------
         def policy(noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-            value = values(state.params, see(state.observation_statistics, obs))
+            value = values(state.params, see(state.observation_statistics, obs), features[None])
             action = _epsilon_greedy(noise, value, epsilon)
             if config.target == "sarsa":
                 action = jnp.where(start, action, state.next_action)
@@ -218,14 +236,21 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
             )
             reward = rewards[0, 0]
 
-        next_values = values(state.params, see(successor_seen, step.next_obs))
+        stage = memory_net.stage_at(time, hparams.columns)
+        going_on = (step.next_obs, stage, jnp.bool_(False), hparams.columns)
+        remembered = memory_net.advance(state.params["columns"], state.columns, *going_on)
+        next_features = memory_net.features(remembered)
+        next_values = values(state.params, see(successor_seen, step.next_obs), next_features)
         next_action = ()
         if config.target == "sarsa":
             next_action = _epsilon_greedy(noise[1:], next_values[None], epsilon)
             bootstrap = next_values[next_action[0]]
         else:
             bootstrap = jnp.max(next_values)
-        value, gradient = jax.value_and_grad(lambda params: values(params, obs)[0, step.action])(state.params)
+        value, (gradient, cotangent) = jax.value_and_grad(
+            lambda params, features: values(params, obs, features[None])[0, step.action], (0, 1)
+        )(state.params, features)
+        gradient["columns"] = memory_net.pull_back(state.columns, cotangent)
         delta = reward + hparams.gamma * jnp.where(step.terminated, 0.0, bootstrap) - value
 
         # --- Update ----------------------------------------------------------------------------------------------
@@ -235,6 +260,10 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
         params, opt_state, size = optimizer.update(
             state.params, state.opt_state, trace, delta, hparams.learning_rate, hparams.kappa, hparams.beta2
         )
+        params["columns"] = memory_net.learning(state.columns, params["columns"], state.params["columns"])
+        following = (jax.tree.map(lambda x: x[0], actor.obs), memory_net.stage_at(time + 1.0, hparams.columns))
+        columns = memory_net.advance(params["columns"], state.columns, *following, step.ended, hparams.columns)
+        trace["columns"] = memory_net.learning(columns, trace["columns"], traces.zeros(trace["columns"]))
         metrics |= {
             "loss/td_error": jnp.abs(delta),
             "value/mean": value,
@@ -248,6 +277,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
             cut=step.ended | off_policy if config.cut == "after" else step.ended,
             opt_state=opt_state,
             actor=actor,
+            columns=columns,
             next_action=next_action,
             observation_statistics=seen,
             reward_scale=scale,
@@ -269,12 +299,23 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
-            value = values(state.params, see(state.observation_statistics, obs))
+            memory, features = memory_net.recall(state.params["columns"], state.columns, memory, obs)
+            value = values(state.params, see(state.observation_statistics, obs), features)
         if key is None:
             return jnp.argmax(value, -1).astype(jnp.int32), memory
         return _epsilon_greedy(jax.random.uniform(key, (2,)), value, state.epsilon), memory
 
-    return Algorithm(init, step, act, hyperparams, env_steps=config.num_steps, name="stream_q", env=env, config=config)
+    return Algorithm(
+        init,
+        step,
+        act,
+        hyperparams,
+        initial_memory=memory_net.initial_memory,
+        env_steps=config.num_steps,
+        name="stream_q",
+        env=env,
+        config=config,
+    )
 
 
 def _epsilon_greedy(

@@ -34,6 +34,8 @@ SUITES: dict[str, Suite] = {
     "mjx": Suite("jaxrl.envs.mjx", "mujoco", None, "gymnasium's MuJoCo v5 tasks on MJX"),
     "probe": Suite("jaxrl.envs.probe", None, None, "one environment for each thing that can break"),
     "coverage": Suite("jaxrl.envs.coverage", None, None, "walks paid for the set of cells they visit (submodular)"),
+    "conditioning": Suite("jaxrl.envs.conditioning", None, None, "predictions of animal learning that need memory"),
+    "continuing": Suite("jaxrl.envs.continuing", None, None, "an endless walk with an exact average reward"),
     "playground": Suite("jaxrl.envs.adapters.playground", "mujoco_playground", "playground", "tasks of dm_control"),
     "navix": Suite("jaxrl.envs.adapters.navix", "navix", "navix", "MiniGrid"),
     "craftax": Suite("jaxrl.envs.adapters.craftax", "craftax", "craftax", "Crafter and NetHack-like worlds"),

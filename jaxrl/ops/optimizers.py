@@ -1,10 +1,15 @@
 """Optimizers as functions of hyperparameters, so that rates and bounds stay data."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxrl.ops import trees
+from jaxrl.types import memoize
 
 Optimizer = Callable[[Any, Float[Array, ""]], optax.GradientTransformation]
 """`(hparams, learning_rate) -> transformation`, rebuilt in every step, so that rates stay data."""
@@ -50,3 +55,150 @@ def rmsprop(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTran
         optax.scale_by_rms(decay=0.99, eps=1e-5),
         optax.scale(-learning_rate),  # type: ignore[arg-type]
     )
+
+
+class TransportState(NamedTuple):
+    """State of `gradient_transport`.
+
+    Attributes:
+      num_updates: so far, t.
+      iterate: θ_t, which the parameters run ahead of.
+      direction: d_{t-1}.
+    """
+
+    num_updates: Int[Array, ""]
+    iterate: PyTree
+    direction: PyTree
+
+
+@memoize
+def gradient_transport(
+    initial_momentum: float = 1.0, momentum_exponent: float = 0.8, rate_exponent: float = 1.0
+) -> Optimizer:
+    """Normalized momentum with implicit gradient transport (Fatkhullin et al. 2023, arXiv:2302.01734, N-PG-IGT).
+
+        d_t     = (1 - η_t) d_{t-1} + η_t g(θ̃_t),   d_0 = g(θ̃_0)
+        θ_{t+1} = θ_t - γ_t d_t / ‖d_t‖
+        θ̃_t    = θ_t + (1 - η_t) / η_t (θ_t - θ_{t-1}),   θ̃_0 = θ_0
+
+    η_t = η_0 (2/(t+2))^p and γ_t = learning rate (2/(t+2))^q. The parameters that are updated *are* θ̃, so whoever
+    samples with them and takes the gradient there needs to know nothing of it; `iterate` gives θ. θ̃ is ahead of θ by
+    γ_{t-1} (1 - η_t) / η_t, with the defaults about 2^(1/5) γ_0 t^(-1/5). Where the gradient is that of a quadratic,
+    d_t is exactly the gradient at θ_t: so averaging over iterations costs no bias to first order.
+
+    Schedules and exponents are those of the authors' code (its optimizer NIGT); of the paper only the abstract was at
+    hand. That code takes θ̃_t with η_{t-1}; here it is the η_t that then averages, since otherwise a quadratic's d_t
+    would not be exact.
+
+    Args:
+      initial_momentum: η_0, in (0, 1].
+      momentum_exponent: p; 0 with η_0 = 1 is the plain normalized gradient.
+      rate_exponent: q.
+
+    Returns:
+      The optimizer; its `learning_rate` is γ_0, a distance in parameter space.
+
+    Raises:
+      ValueError: η_0 is not in (0, 1], or an exponent is negative.
+
+    Example:
+      >>> import types
+      >>> import jax.numpy as jnp
+      >>> transform = gradient_transport()(types.SimpleNamespace(), jnp.float32(0.1))
+      >>> params, state = jnp.float32(1.0), transform.init(jnp.float32(1.0))
+      >>> for _ in range(2):
+      ...     updates, state = transform.update(params, state, params)
+      ...     params = params + updates
+      >>> round(float(iterate(state, params)), 4), round(float(params), 4)
+      (0.8333, 0.7839)
+    """
+    if not 0.0 < initial_momentum <= 1.0 or min(momentum_exponent, rate_exponent) < 0.0:
+        raise ValueError(
+            "gradient_transport: initial_momentum must be above 0 and at most 1, and exponents not negative; got "
+            f"initial_momentum = {initial_momentum}, momentum_exponent = {momentum_exponent}, "
+            f"rate_exponent = {rate_exponent}."
+        )
+
+    def fall(count: Array, exponent: float) -> Array:
+        return (2.0 / (count.astype(jnp.float32) + 2.0)) ** exponent
+
+    def make(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
+        del hparams
+
+        def init(params: PyTree) -> TransportState:
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            return TransportState(jnp.int32(0), jax.tree.map(jnp.copy, params), zeros)
+
+        def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, TransportState]:
+            count = state.num_updates
+            eta = jnp.where(count == 0, 1.0, initial_momentum * fall(count, momentum_exponent))
+            direction = jax.tree.map(lambda d, g: (1.0 - eta) * d + eta * g, state.direction, updates)
+            rate = learning_rate * fall(count, rate_exponent)
+            length = rate / jnp.maximum(optax.tree.norm(direction), _MIN_NORM)
+            step = jax.tree.map(lambda d: -length * d, direction)
+            iterate = optax.tree.add(state.iterate, step)
+            next_eta = initial_momentum * fall(count + 1, momentum_exponent)
+            ahead = (1.0 - next_eta) / next_eta
+            moved = jax.tree.map(lambda x, s, at: x + ahead * s - at, iterate, step, params)
+            return moved, TransportState(count + 1, iterate, direction)
+
+        return optax.GradientTransformation(init, update)
+
+    return make
+
+
+def iterate(opt_state: optax.OptState, params: PyTree) -> PyTree:
+    """θ of `gradient_transport`, whose parameters are θ̃; parameters that another optimizer moves are returned as given.
+
+    Args:
+      opt_state: of an optimizer that `gradient_transport` is or is part of.
+      params: the parameters that go with it.
+    """
+    found = optax.tree.get(opt_state, "iterate")
+    apart = lambda x: isinstance(x, optax.MaskedNode)
+    return jax.tree.map(lambda x, param: param if apart(x) else x, found, params, is_leaf=apart)
+
+
+@memoize
+def separate(policy: Optimizer, value: Optimizer = adam, value_rate: float = 1e-3) -> Optimizer:
+    """One optimizer for the parameters that only an `ActorCritic`'s value reads, another for all others.
+
+    For a rule with a norm or a step size that is the policy's own, which the value's gradient would spoil.
+
+    Args:
+      policy: of all parameters but the value's; `learning_rate` is its rate.
+      value: of the value's parameters.
+      value_rate: its rate.
+
+    Raises:
+      ValueError: `value_rate` is not positive.
+
+    Example:
+      >>> import types
+      >>> import jax.numpy as jnp
+      >>> transform = separate(gradient_transport())(types.SimpleNamespace(max_grad_norm=0.5), jnp.float32(0.1))
+      >>> params = {"params": {"policy": jnp.float32(0.0), "value": jnp.float32(0.0)}}
+      >>> updates, _ = transform.update(params | {}, transform.init(params), params)
+      >>> sorted(updates["params"])
+      ['policy', 'value']
+    """
+    if not value_rate > 0:
+        raise ValueError(f"separate: value_rate must be positive; got value_rate = {value_rate}.")
+
+    def role(path: tuple[Any, ...], _: Any) -> str:
+        return "value" if set(trees.path_name(path).split(".")) & _VALUE_PARTS else "policy"
+
+    def make(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
+        parts: dict[Hashable, optax.GradientTransformation] = {
+            "policy": policy(hparams, learning_rate),
+            "value": value(hparams, jnp.float32(value_rate)),
+        }
+        return optax.partition(parts, lambda params: jax.tree_util.tree_map_with_path(role, params))
+
+    return make
+
+
+# Below this length a direction is taken for none.
+_MIN_NORM = 1e-12
+# Names of an actor-critic's modules that the policy does not read.
+_VALUE_PARTS = {"critic", "critic_encoder", "value"}

@@ -10,13 +10,16 @@ from typing import Any
 import jax.numpy as jnp
 
 import jaxrl
-from jaxrl import estimators, objectives
-from jaxrl.algorithms import avg, ppo, props, reppo, stream_ac, stream_q, trpo, utilities
+from jaxrl import estimators, objectives, strategies, values
+from jaxrl.algorithms import avg, bpg, ccn, dqn, harpg, mac, ppo, props, reppo, stream_ac, stream_q, trpo, utilities
 from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.envs import coverage
+from jaxrl.meta.evolve import evolve
 from jaxrl.meta.pbt import Range, pbt
-from jaxrl.networks import NetworkConfig
+from jaxrl.networks import NetworkConfig, columnar
+from jaxrl.networks.columnar import ColumnarConfig
 from jaxrl.networks.critics import CriticConfig
+from jaxrl.networks.q_network import QNetworkConfig
 from jaxrl.networks.streaming import StreamingConfig
 from jaxrl.objectives import Clip
 from jaxrl.types import Algorithm
@@ -158,6 +161,15 @@ _SLOW = {"env.max_speed": "not reached in so few transitions"}
 _NO_BETA2 = {"beta2": "only with adaptive_obgd or adam"}
 
 
+def _ccn(**changes: Any) -> Callable[..., Algorithm]:
+    tiny = {"num_steps": 16, "columns": ColumnarConfig(2, 2, 0.1), **changes}
+    return lambda **config: ccn.ccn(jaxrl.make_env("probe/Credit"), ccn.Config(**{**tiny, **config}))
+
+
+# The second stage begins within the first step of the algorithm.
+_CCN_HPARAMS = {"columns": columnar.rates(steps_per_stage=10.0, decay=0.9)}
+
+
 def _props(env: str, **changes: Any) -> Callable[..., Algorithm]:
     tiny = {
         "num_envs": 4,
@@ -251,10 +263,70 @@ _REPPO_OPTIONS = {
 _NO_RESETS = dict.fromkeys(("reset", "reset_size"), "episodes of Pendulum are longer; reppo-one-step has them")
 
 
+def _harpg(env: str, **changes: Any) -> Callable[..., Algorithm]:
+    tiny = {"num_envs": 4, "num_steps": 8, "num_value_updates": 2, "network": NetworkConfig(hidden=(8,)), **changes}
+    return lambda **config: harpg.harpg(jaxrl.make_env(env), config=harpg.Config(**{**tiny, **config}))
+
+
+_HARPG_OPTIONS = {
+    "num_envs": 8,
+    "num_hessian_envs": 0,
+    "num_steps": 16,
+    "normalize": False,
+    "baseline": "none",
+    "discount_credit": False,
+    "num_value_updates": 3,
+    "network": NetworkConfig(hidden=(8,), activation="relu"),
+}
+
+
 def _utilities(**config: Any) -> Algorithm:
     # Rollouts that go on after the end of an episode, in part.
     env = jaxrl.make_env("coverage/Cells", size=(2, 3), max_episode_steps=6, observe="cell")
     return utilities.utilities(env, config=utilities.Config(**{"num_envs": 4, "num_steps": 8, **config}))
+
+
+def _mac(**config: Any) -> Algorithm:
+    tiny = {"num_envs": 4, "num_steps": 16, "max_level": 2, "network": NetworkConfig(hidden=(8,))}
+    return mac.mac(jaxrl.make_env("probe/Credit"), config=mac.Config(**{**tiny, **config}))
+
+
+def _bpg(**config: Any) -> Algorithm:
+    # Standardized returns would not tell how large a reward is.
+    tiny = {"num_envs": 4, "num_steps": 4, "standardize": False, "network": StreamingConfig(hidden=(8,))}
+    return bpg.bpg(jaxrl.make_env("probe/Credit"), bpg.Config(**{**tiny, **config}))
+
+
+def _dqn(components: dict[str, Any] | None = None, **changes: Any) -> Callable[..., Algorithm]:
+    tiny = {
+        "num_envs": 2,
+        "num_steps": 2,
+        "num_rounds": 2,
+        "batch_size": 4,
+        "capacity": 16,
+        "num_warmup_steps": 4,
+        "schedule": "linear",
+        "network": QNetworkConfig(hidden=(8,)),
+        **changes,
+    }
+    env = jaxrl.make_env("probe/Credit")
+    return lambda **config: dqn.dqn(env, config=dqn.Config(**{**tiny, **config}), **(components or {}))
+
+
+_DQN_HPARAMS = {
+    "learning_rate": 1e-2,
+    "epsilon_start": 0.9,
+    "epsilon_end": 0.5,
+    "epsilon_fraction": 0.5,
+    "horizon": 60,
+    "target_period": 2,
+    "max_grad_norm": 0.1,
+}
+
+def _evolved(**config: Any) -> Algorithm:
+    # Its own metric is smooth: with returns a rounding error could turn one generation into another.
+    search, value = strategies.open_es(2, strategies.raw), lambda state, metrics: metrics["utility/value"][-1]
+    return evolve(_utilities(**config), search, "step_size", log=("step_size",), num_steps=1, num_held_out=1, fitness=value)
 
 
 _SLIPPERY = coverage.make("Cells", size=(2, 3), max_episode_steps=6).default_params().replace(slip=jnp.float32(0.4))
@@ -335,6 +407,13 @@ CASES = {
         {},
         _CPU,
     ),
+    "stream_q-columns": Case(
+        "stream_q",
+        _streaming(stream_q, "probe/Memory", **_UNSCALED, columns=ColumnarConfig(2, 2, 0.5)),
+        {**_STREAM_Q_HPARAMS, **_CCN_HPARAMS},
+        {"columns": ColumnarConfig(2, 3, 0.5)},
+        {**_STREAM_INERT, **_NO_BETA2},
+    ),
     "stream_ac-discrete": Case(
         "stream_ac",
         _streaming(stream_ac, "probe/Credit", num_steps=6, **_UNSCALED),
@@ -349,12 +428,69 @@ CASES = {
         {"normalize_observations": False, "normalize_rewards": False},
         {**_CPU, **_SLOW},
     ),
+    "harpg-discrete": Case("harpg", _harpg("probe/Credit"), {}, _HARPG_OPTIONS, _CPU),
+    "harpg-continuous": Case(
+        "harpg", _harpg("gymnax/Pendulum-v1", normalize=False), {"step_size": 1e-3}, {}, {**_CPU, **_SLOW}
+    ),
     "utilities": Case(
         "utilities",
         _utilities,
         {"env": _SLIPPERY},
         {"num_envs": 8, "num_steps": 4, "variance_reduction": False},
         {"env.modular": "rewards are not read", "env.task.weight": "rewards are not read"},
+    ),
+    "utilities-evolved-population": Case(
+        "utilities",
+        _evolved,
+        {"env": _SLIPPERY},
+        {},
+        {"inner.env.modular": "rewards are not read", "inner.env.task.weight": "rewards are not read"},
+    ),
+    "ccn": Case(
+        "ccn",
+        _ccn(),
+        _CCN_HPARAMS,
+        {
+            "num_steps": 8,
+            "optimizer": "adam",
+            "reset": "cached",
+            "columns": ColumnarConfig(2, 3, 0.1),
+        },
+        {**_STREAM_INERT, "kappa": "only with obgd or adaptive_obgd"},
+    ),
+    "ccn-obgd": Case("ccn", _ccn(optimizer="obgd"), {**_CCN_HPARAMS, "learning_rate": 1.0}, {}, {**_CPU, **_NO_BETA2}),
+    "mac": Case(
+        "mac",
+        _mac,
+        {"reset_cost": 1.0},
+        {
+            "num_envs": 8,
+            "num_steps": 24,
+            "max_level": 3,
+            "lengths": "fixed",
+            "reset": "pooled",
+            "reset_size": 2,
+            "network": NetworkConfig(hidden=(8,), activation="relu"),
+        },
+        _CPU,
+    ),
+    "bpg": Case(
+        "bpg",
+        _bpg,
+        {"gamma": 0.9},
+        {
+            "num_envs": 8,
+            "num_steps": 1,
+            "model": "returns_times_scores",
+            "natural": False,
+            "fisher": "policy",
+            "standardize": True,
+            "network": StreamingConfig(hidden=(8,), layer_norm=False),
+        },
+        _CPU,
+    ),
+    "bpg-policy": Case(
+        "bpg", lambda **config: _bpg(**{"fisher": "policy", **config}), {"gamma": 0.9}, {"num_cg_steps": 1}, _CPU
     ),
     "avg": Case(
         "avg",
@@ -394,6 +530,46 @@ CASES = {
             "trace_lambda": "every step terminates",
             "auxiliary_coef": "only with self_prediction",
         },
+    ),
+    "dqn": Case(
+        "dqn",
+        _dqn(),
+        _DQN_HPARAMS,
+        {
+            "num_envs": 4,
+            "num_steps": 1,
+            "num_updates": 2,
+            "num_rounds": 3,
+            "batch_size": 8,
+            "capacity": 24,
+            "num_warmup_steps": 2,
+            "n_step": 2,
+            "prioritized": True,
+            "schedule": "constant",
+            "reset": "pooled",
+            "reset_size": 2,
+            "network": QNetworkConfig(hidden=(8,), activation="tanh"),
+        },
+        {**_CPU, "target": "without one two leaves have no effect and may not be set; see test_dqn.py"},
+    ),
+    "dqn-rainbow": Case(
+        "dqn",
+        _dqn(
+            {"head": values.categorical(5, low=-1.0, high=2.0), "backup": values.double()},
+            prioritized=True,
+            n_step=2,
+            network=QNetworkConfig(hidden=(8,), dueling=True, noisy=True),
+        ),
+        {**_DQN_HPARAMS, "head": values.Support(jnp.float32(-1.0), jnp.float32(1.5))},
+        {},
+        _CPU,
+    ),
+    "dqn-implicit": Case(
+        "dqn",
+        _dqn({"head": values.implicit_quantile(2, 3, 4, kappa=0.1), "backup": values.munchausen(temperature=0.5)}),
+        {**_DQN_HPARAMS, "backup": values.Munchausen(jnp.float32(0.9), jnp.float32(0.5), jnp.float32(-0.3))},
+        {},
+        _CPU,
     ),
 }
 
