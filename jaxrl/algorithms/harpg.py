@@ -69,7 +69,7 @@ class Config:
     """
 
     num_envs: int = 8
-    num_hessian_envs: int = 2
+    num_hessian_envs: int = 8
     num_steps: int = 200
     normalize: bool = True
     baseline: Literal["value", "none"] = "value"
@@ -85,8 +85,8 @@ class Hyperparams:
 
     Attributes:
       env: parameters of the environment.
-      step_size: γ_0: a distance in parameter space if `normalize`, 0.3 by default; otherwise what the direction is
-        multiplied by, whose right size is that of the task's returns, 0.003 by default.
+      step_size: γ_0: a distance in parameter space if `normalize`, 0.2 by default; otherwise what the direction is
+        multiplied by, whose right size is that of the task's returns, 0.001 by default.
       step_exponent: q, how fast the step falls; by default 1 if `normalize`, otherwise 1/2.
       momentum: η_0, the weight of the newest gradient at the beginning.
       momentum_exponent: p, how fast it falls.
@@ -148,7 +148,7 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
       >>> agent = harpg(jaxrl.make_env("gymnax/CartPole-v1"), config=Config(num_envs=4, num_steps=32))
       >>> state, metrics = jax.jit(jaxrl.train(agent, num_steps=2))(jax.random.key(1), agent.hyperparams())
       >>> [round(float(length), 4) for length in metrics["direction/step"]]
-      [0.3, 0.2]
+      [0.2, 0.1333]
     """
     net = acting.network_for(env, network, config.network)
     validation.counts("harpg", config, ("num_envs", "num_steps", "num_value_updates"))
@@ -332,8 +332,8 @@ def _age(start: Bool[Array, "T B"]) -> Float[Array, "T B"]:
     return (now - jax.lax.cummax(jnp.where(start, now, 0), axis=0)).astype(jnp.float32)
 
 
-_NORMALIZED = {"step_size": Leaf(0.3, 0.0), "step_exponent": Leaf(1.0, 0.0)}
-_PLAIN = {"step_size": Leaf(0.003, 0.0), "step_exponent": Leaf(0.5, 0.0)}
+_NORMALIZED = {"step_size": Leaf(0.2, 0.0), "step_exponent": Leaf(1.0, 0.0)}
+_PLAIN = {"step_size": Leaf(0.001, 0.0), "step_exponent": Leaf(0.5, 0.0)}
 _LEAVES = {
     "momentum": Leaf(1.0, 0.0, 1.0),
     "momentum_exponent": Leaf(1.0, 0.0),

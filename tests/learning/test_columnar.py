@@ -177,15 +177,18 @@ def test_memory_is_learned():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("num_stages, width", [(1, 7), (10, 1), (5, 4)])
-def test_trace_patterning(num_stages, width):
-    """Columnar, constructive and columnar-constructive. Of the variance, the best predictor leaves 3.4%."""
+@pytest.mark.parametrize("num_stages, width, threshold", [(1, 7, 0.2), (10, 1, 0.2), (5, 4, 0.1)])
+def test_trace_patterning(num_stages, width, threshold):
+    """Columnar, constructive and columnar-constructive.
+
+    Of the variance, the best predictor leaves 3.4% and the best one without memory 95%.
+    """
     env = conditioning.make("TracePatterning", isi=(6, 10), iti=(15, 25))
     config = ccn.Config(num_steps=1, columns=ColumnarConfig(num_stages, width, 0.1))
     rates = columnar.rates(steps_per_stage=200_000.0 / num_stages, decay=0.9999)
     error, variance = errors(env, config, 200_000, gamma=0.9, columns=rates, **SETTING)
     print(num_stages, width, np.round(error / variance, 3))
-    assert np.median(error / variance) < 0.2, error / variance
+    assert np.median(error / variance) < threshold, error / variance
 
 
 @pytest.mark.parametrize("with_columns", [True, False])

@@ -151,6 +151,13 @@ def test_probe(name, config):
 
 
 @pytest.mark.slow
+def test_continuous_actions():
+    """The best return is 0; -1/12 = -0.083 for a policy that does not see."""
+    got = learned("harpg", "probe/ContinuousObservation", 16 * 16 * 60, SMALL)
+    assert (got >= -0.01).all(), got
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name, config", [("harpg", {}), ("harpg", {"normalize": False})])
 def test_cartpole(name, config):

@@ -171,7 +171,8 @@ def test_stages_freeze_what_they_see_and_begin_without_sensitivities():
         jnp.bool_(False),
         rates,
     )
-    np.testing.assert_array_equal(again.hidden_sensitivity, carries.hidden_sensitivity[10])
+    # Two programs: equal but for the order of sums.
+    np.testing.assert_allclose(again.hidden_sensitivity, carries.hidden_sensitivity[10], atol=1e-6)
 
 
 def test_stage_at():
