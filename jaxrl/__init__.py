@@ -7,17 +7,18 @@ from typing import Any as _Any
 from jaxrl._version import __version__
 
 if _TYPE_CHECKING:
-    from jaxrl import envs, networks, objectives, ops, sweeps, wrappers
+    from jaxrl import envs, networks, objectives, ops, strategies, sweeps, wrappers
     from jaxrl.algorithms.ppo import ppo
     from jaxrl.algorithms.registry import make
     from jaxrl.envs import list_envs, make_env
     from jaxrl.evaluation import Episodes, evaluate
+    from jaxrl.meta.evolve import evolve
     from jaxrl.meta.pbt import pbt
     from jaxrl.meta.population import population
     from jaxrl.networks import actor_critic
     from jaxrl.sweeps import sweep
     from jaxrl.training import advance, train
-    from jaxrl.types import Algorithm, Env, EnvStep, Objective
+    from jaxrl.types import Algorithm, Env, EnvStep, Objective, Strategy
 
 # Loaded on first use, so that `import jaxrl` and the command line start at once.
 _HOME = {
@@ -26,9 +27,11 @@ _HOME = {
     "EnvStep": "jaxrl.types",
     "Episodes": "jaxrl.evaluation",
     "Objective": "jaxrl.types",
+    "Strategy": "jaxrl.types",
     "actor_critic": "jaxrl.networks",
     "advance": "jaxrl.training",
     "evaluate": "jaxrl.evaluation",
+    "evolve": "jaxrl.meta.evolve",
     "list_envs": "jaxrl.envs",
     "make": "jaxrl.algorithms.registry",
     "make_env": "jaxrl.envs",
@@ -38,7 +41,7 @@ _HOME = {
     "sweep": "jaxrl.sweeps",
     "train": "jaxrl.training",
 }
-_MODULES = ("envs", "networks", "objectives", "ops", "sweeps", "wrappers")
+_MODULES = ("envs", "networks", "objectives", "ops", "strategies", "sweeps", "wrappers")
 
 __all__ = [
     "Algorithm",
@@ -46,11 +49,13 @@ __all__ = [
     "EnvStep",
     "Episodes",
     "Objective",
+    "Strategy",
     "__version__",
     "actor_critic",
     "advance",
     "envs",
     "evaluate",
+    "evolve",
     "list_envs",
     "make",
     "make_env",
@@ -60,6 +65,7 @@ __all__ = [
     "pbt",
     "population",
     "ppo",
+    "strategies",
     "sweep",
     "sweeps",
     "train",

@@ -1,17 +1,20 @@
-"""What agents with an actor-critic network share: building it, collecting with it, acting with it."""
+"""What agents with an actor-critic network share: building it, its optimizers, collecting and acting with it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, PyTree
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxrl import rollout
 from jaxrl.networks import ActorCritic, NetworkConfig, actor_critic
-from jaxrl.networks.actor_critic import Output, to_env_action
+from jaxrl.networks.actor_critic import Output, only_value_reads, to_env_action
 from jaxrl.ops import trees
-from jaxrl.types import Action, Env, EnvParams, Key, Memory, Metrics, Objective, Observation
+from jaxrl.ops.optimizers import Optimizer, adam
+from jaxrl.types import Action, Env, EnvParams, Key, Memory, Metrics, Objective, Observation, memoize
 
 Look = Callable[[Observation, Memory, Bool[Array, " B"]], tuple[Output, Memory]]
 """`(obs [B], memory [B], start [B]) -> (output [B], memory [B])`: a network with its parameters."""
@@ -82,3 +85,43 @@ def choose(env: Env, output: Output, key: Key | None) -> Action:
     """An action for the environment from a policy over one observation: sampled, or the mode if the key is None."""
     action = output.policy.mode() if key is None else output.policy.sample(key)
     return to_env_action(env.action_space, action)
+
+
+@memoize
+def separate(policy: Optimizer, value: Optimizer = adam, value_rate: float = 1e-3) -> Optimizer:
+    """One optimizer for the parameters that only an `ActorCritic`'s value reads, another for all others.
+
+    For a rule with a norm or a step size that is the policy's own, which the value's gradient would spoil.
+
+    Args:
+      policy: of all parameters but the value's; `learning_rate` is its rate.
+      value: of the value's parameters.
+      value_rate: its rate.
+
+    Raises:
+      ValueError: `value_rate` is not positive.
+
+    Example:
+      >>> import types
+      >>> import jax.numpy as jnp
+      >>> from jaxrl.ops.optimizers import gradient_transport
+      >>> transform = separate(gradient_transport())(types.SimpleNamespace(max_grad_norm=0.5), jnp.float32(0.1))
+      >>> params = {"params": {"policy": jnp.float32(0.0), "value": jnp.float32(0.0)}}
+      >>> updates, _ = transform.update(params | {}, transform.init(params), params)
+      >>> sorted(updates["params"])
+      ['policy', 'value']
+    """
+    if not value_rate > 0:
+        raise ValueError(f"separate: value_rate must be positive; got value_rate = {value_rate}.")
+
+    def role(path: tuple[Any, ...], _: Any) -> str:
+        return "value" if only_value_reads(path) else "policy"
+
+    def make(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
+        parts: dict[Hashable, optax.GradientTransformation] = {
+            "policy": policy(hparams, learning_rate),
+            "value": value(hparams, jnp.float32(value_rate)),
+        }
+        return optax.partition(parts, lambda params: jax.tree_util.tree_map_with_path(role, params))
+
+    return make

@@ -205,6 +205,31 @@ class Estimator(NamedTuple):
     min_envs: int = 1
 
 
+class Strategy(NamedTuple):
+    """An evolution strategy over a tree of parameters. Fitness is maximized.
+
+    Attributes:
+      init: `(key, mean, hparams) -> state`; the only place where a key enters.
+      ask: `(state, hparams) -> candidates`, leaves [P, ...]. It changes nothing: asked twice it gives the same ones.
+      tell: `(state, candidates, fitness [P], hparams) -> (state, metrics)`: one generation. A candidate whose fitness is
+        not finite ranks last.
+      mean: `(state) -> tree`: the center of the search.
+      hyperparams: `(**changes) -> hparams`: the defaults with some leaves replaced, as strongly typed arrays.
+      population_size: P.
+      pairs: whether candidates i and i + P/2 lie opposite each other around the mean.
+      name: for messages.
+    """
+
+    init: Callable[[Key, PyTree, Hyperparams], State]
+    ask: Callable[[State, Hyperparams], PyTree]
+    tell: Callable[[State, PyTree, Float[Array, " P"], Hyperparams], tuple[State, Metrics]]
+    mean: Callable[[State], PyTree]
+    hyperparams: Callable[..., Hyperparams]
+    population_size: int
+    pairs: bool = False
+    name: str = "strategy"
+
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 

@@ -14,7 +14,7 @@ LAYERS = (
     ("types",),
     ("validation",),
     ("ops",),
-    ("networks", "envs", "wrappers", "buffers", "archives", "strategies", "levels"),
+    ("networks", "envs", "wrappers", "buffers", "values", "archives", "strategies", "levels"),
     (
         "objectives",
         "estimators",

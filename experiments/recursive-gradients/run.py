@@ -22,7 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import jaxrl
-from jaxrl import estimators, objectives
+from jaxrl import acting, estimators, objectives
 from jaxrl.algorithms import harpg, ppo
 from jaxrl.analysis import statistics, style
 from jaxrl.networks import NetworkConfig
@@ -91,10 +91,10 @@ ARMS = (
     Arm("N-HARPG, a fifth for h", of_file(2, True)),
     Arm(
         "N-PG, rollouts go on",
-        of_step(optimizers.separate(optimizers.gradient_transport(momentum_exponent=0.0))),
+        of_step(acting.separate(optimizers.gradient_transport(momentum_exponent=0.0))),
         "learning_rate",
     ),
-    Arm("N-PG-IGT", of_step(optimizers.separate(optimizers.gradient_transport())), "learning_rate", True),
+    Arm("N-PG-IGT", of_step(acting.separate(optimizers.gradient_transport())), "learning_rate", True),
     Arm("REINFORCE, Adam", of_step(optimizers.adam, "batch"), "learning_rate"),
 )
 

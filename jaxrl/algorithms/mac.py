@@ -42,7 +42,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import acting, rollout, validation
 from jaxrl.networks import ActorCritic, NetworkConfig
-from jaxrl.networks.actor_critic import apply_one, init_params, to_env_action
+from jaxrl.networks.actor_critic import apply_one, init_params, only_value_reads, to_env_action
 from jaxrl.ops import multilevel, trees
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
@@ -232,7 +232,7 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
         rates = jnp.stack([hparams.reward_rate, hparams.value_rate, hparams.policy_rate])
         sizes = jnp.where(last, rates / jnp.sqrt(jnp.where(squares > 0.0, squares, 1.0)), 0.0)
         params = jax.tree_util.tree_map_with_path(
-            lambda path, x, h: x + jnp.where(_of_value(path), sizes[1], sizes[2]) * h, state.params, total.params
+            lambda path, x, h: x + jnp.where(only_value_reads(path), sizes[1], sizes[2]) * h, state.params, total.params
         )
         metrics |= {
             "reward/mean": jnp.mean(reward),
@@ -272,15 +272,10 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
     return Algorithm(init, step, act, hyperparams, env_steps=env_steps, name="mac", env=env, config=config)
 
 
-def _of_value(path: tuple[Any, ...]) -> bool:
-    """Whether a parameter is the value's; the others are the policy's."""
-    return trees.path_name(path).split(".")[1] in ("critic", "critic_encoder", "value")
-
-
 def _squared_norms(gradient: PyTree) -> tuple[Array, Array]:
     """Of the value's part and of the policy's."""
     leaves = jax.tree_util.tree_flatten_with_path(gradient)[0]
-    parts = ([leaf for path, leaf in leaves if _of_value(path) == mine] for mine in (True, False))
+    parts = ([leaf for path, leaf in leaves if only_value_reads(path) == mine] for mine in (True, False))
     value, policy = (jnp.asarray(optax.tree.norm(part, squared=True)) for part in parts)
     return value, policy
 

@@ -8,12 +8,27 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl import estimators, objectives, values
-from jaxrl.algorithms import avg, bpg, ccn, dqn, harpg, mac, ppo, props, reppo, stream_ac, stream_q, trpo, utilities
+from jaxrl import acting, estimators, objectives, values
+from jaxrl.algorithms import (
+    avg,
+    bpg,
+    ccn,
+    dqn,
+    harpg,
+    mac,
+    ppo,
+    pqn,
+    props,
+    reppo,
+    stream_ac,
+    stream_q,
+    trpo,
+    utilities,
+)
 from jaxrl.names import unknown
 from jaxrl.networks import ActorCritic
 from jaxrl.networks.q_network import QNetwork, QNetworkConfig
-from jaxrl.ops.optimizers import gradient_transport, rmsprop, separate
+from jaxrl.ops.optimizers import gradient_transport, rmsprop
 from jaxrl.types import Algorithm, Env, memoize
 
 
@@ -153,7 +168,7 @@ ALGORITHMS: dict[str, Entry] = {
         {"learning_rate": 0.3, "entropy_coef": 0.0},
         objective=objectives.policy_gradient(),
         estimator=estimators.monte_carlo("value"),
-        optimizer=separate(gradient_transport()),
+        optimizer=acting.separate(gradient_transport()),
     ),
     "subpo": _variant(
         "policy gradient on marginal gains of submodular rewards (Prajapat et al. 2023)",
@@ -207,6 +222,9 @@ ALGORITHMS: dict[str, Entry] = {
         objective=objectives.vmpo(),
     ),
     "dqn": Entry("deep Q-learning (Mnih et al. 2015)", dqn.dqn, dqn.Config(), dqn.Hyperparams),
+    "pqn": Entry(
+        "Q(lambda) without replay or target network (Gallici et al. 2024)", pqn.pqn, pqn.Config(), pqn.Hyperparams
+    ),
     "double_dqn": _variant(
         "double Q-learning (van Hasselt et al. 2015)", "double_dqn", dqn.Config(), base="dqn", backup=values.double()
     ),

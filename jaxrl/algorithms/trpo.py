@@ -26,8 +26,15 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxrl import acting, diagnostics, rollout, validation
 from jaxrl.estimators import gae
 from jaxrl.networks import ActorCritic, NetworkConfig
-from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value
-from jaxrl.ops import losses, minibatches, reward_scaling, statistics, trees
+from jaxrl.networks.actor_critic import (
+    Output,
+    apply_one,
+    apply_step,
+    init_params,
+    only_value_reads,
+    successor_value,
+)
+from jaxrl.ops import losses, minibatches, reward_scaling, statistics
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.linear import conjugate_gradient
 from jaxrl.types import Action, Algorithm, Env, Estimator, Key, Memory, Metrics, Observation, ReturnInputs, memoize
@@ -342,7 +349,7 @@ def _only_values(gradient: PyTree) -> PyTree:
     """The gradient with zeros for every parameter that the policy reads too."""
 
     def keep(path: tuple[Any, ...], leaf: Array) -> Array:
-        return leaf if trees.path_name(path).split(".")[1] in ("critic", "critic_encoder", "value") else leaf * 0.0
+        return leaf if only_value_reads(path) else leaf * 0.0
 
     return jax.tree_util.tree_map_with_path(keep, gradient)
 

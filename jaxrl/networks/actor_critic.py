@@ -293,6 +293,11 @@ def _inputs_of_one(net: ActorCritic, obs: Observation, memory: Memory) -> tuple[
     return jax.tree.map(lambda x: x[None, None], obs), jax.tree.map(lambda x: x[None], memory), jnp.zeros((1, 1), bool)
 
 
+def only_value_reads(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter of an `ActorCritic`, by its path in the tree, moves the value and not the policy."""
+    return trees.path_name(path).split(".")[1] in ("critic", "critic_encoder", "value")
+
+
 def to_env_action(space: spaces.Space, action: Any) -> Any:
     """Maps a policy's action to the environment's: a bounded `Box` from [-1, 1], clipped, to its bounds.
 

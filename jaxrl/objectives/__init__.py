@@ -1,5 +1,6 @@
 """Policy objectives, written and learned, under one protocol (`jaxrl.types.Objective`)."""
 
+from jaxrl.objectives.learned import LPO, drift_objective, drift_of, lpo, ppo_drift
 from jaxrl.objectives.mixture import PMOE, pmoe
 from jaxrl.objectives.surrogate import DPO, MDPO, SPO, Clip, KLPenalty, clip, dpo, kl_penalty, mdpo, spo
 from jaxrl.objectives.weighted import AWR, VMPO, Multipliers, awr, policy_gradient, vmpo
@@ -7,6 +8,7 @@ from jaxrl.objectives.weighted import AWR, VMPO, Multipliers, awr, policy_gradie
 __all__ = [
     "AWR",
     "DPO",
+    "LPO",
     "MDPO",
     "PMOE",
     "SPO",
@@ -17,10 +19,14 @@ __all__ = [
     "awr",
     "clip",
     "dpo",
+    "drift_objective",
+    "drift_of",
     "kl_penalty",
+    "lpo",
     "mdpo",
     "pmoe",
     "policy_gradient",
+    "ppo_drift",
     "spo",
     "vmpo",
 ]

@@ -1,6 +1,6 @@
 """Optimizers as functions of hyperparameters, so that rates and bounds stay data."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl.ops import trees
 from jaxrl.types import memoize
 
 Optimizer = Callable[[Any, Float[Array, ""]], optax.GradientTransformation]
@@ -159,46 +158,5 @@ def iterate(opt_state: optax.OptState, params: PyTree) -> PyTree:
     return jax.tree.map(lambda x, param: param if apart(x) else x, found, params, is_leaf=apart)
 
 
-@memoize
-def separate(policy: Optimizer, value: Optimizer = adam, value_rate: float = 1e-3) -> Optimizer:
-    """One optimizer for the parameters that only an `ActorCritic`'s value reads, another for all others.
-
-    For a rule with a norm or a step size that is the policy's own, which the value's gradient would spoil.
-
-    Args:
-      policy: of all parameters but the value's; `learning_rate` is its rate.
-      value: of the value's parameters.
-      value_rate: its rate.
-
-    Raises:
-      ValueError: `value_rate` is not positive.
-
-    Example:
-      >>> import types
-      >>> import jax.numpy as jnp
-      >>> transform = separate(gradient_transport())(types.SimpleNamespace(max_grad_norm=0.5), jnp.float32(0.1))
-      >>> params = {"params": {"policy": jnp.float32(0.0), "value": jnp.float32(0.0)}}
-      >>> updates, _ = transform.update(params | {}, transform.init(params), params)
-      >>> sorted(updates["params"])
-      ['policy', 'value']
-    """
-    if not value_rate > 0:
-        raise ValueError(f"separate: value_rate must be positive; got value_rate = {value_rate}.")
-
-    def role(path: tuple[Any, ...], _: Any) -> str:
-        return "value" if set(trees.path_name(path).split(".")) & _VALUE_PARTS else "policy"
-
-    def make(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
-        parts: dict[Hashable, optax.GradientTransformation] = {
-            "policy": policy(hparams, learning_rate),
-            "value": value(hparams, jnp.float32(value_rate)),
-        }
-        return optax.partition(parts, lambda params: jax.tree_util.tree_map_with_path(role, params))
-
-    return make
-
-
 # Below this length a direction is taken for none.
 _MIN_NORM = 1e-12
-# Names of an actor-critic's modules that the policy does not read.
-_VALUE_PARTS = {"critic", "critic_encoder", "value"}

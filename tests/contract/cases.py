@@ -11,7 +11,22 @@ import jax.numpy as jnp
 
 import jaxrl
 from jaxrl import estimators, objectives, strategies, values
-from jaxrl.algorithms import avg, bpg, ccn, dqn, harpg, mac, ppo, props, reppo, stream_ac, stream_q, trpo, utilities
+from jaxrl.algorithms import (
+    avg,
+    bpg,
+    ccn,
+    dqn,
+    harpg,
+    mac,
+    ppo,
+    pqn,
+    props,
+    reppo,
+    stream_ac,
+    stream_q,
+    trpo,
+    utilities,
+)
 from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.envs import coverage
 from jaxrl.meta.evolve import evolve
@@ -264,7 +279,8 @@ _NO_RESETS = dict.fromkeys(("reset", "reset_size"), "episodes of Pendulum are lo
 
 
 def _harpg(env: str, **changes: Any) -> Callable[..., Algorithm]:
-    tiny = {"num_envs": 4, "num_steps": 8, "num_value_updates": 2, "network": NetworkConfig(hidden=(8,)), **changes}
+    tiny = {"num_envs": 4, "num_hessian_envs": 2, "num_steps": 8, "num_value_updates": 2, **changes}
+    tiny["network"] = NetworkConfig(hidden=(8,))
     return lambda **config: harpg.harpg(jaxrl.make_env(env), config=harpg.Config(**{**tiny, **config}))
 
 
@@ -313,20 +329,37 @@ def _dqn(components: dict[str, Any] | None = None, **changes: Any) -> Callable[.
     return lambda **config: dqn.dqn(env, config=dqn.Config(**{**tiny, **config}), **(components or {}))
 
 
+def _pqn(**config: Any) -> Algorithm:
+    tiny = {
+        "num_envs": 2,
+        "num_steps": 4,
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "network": QNetworkConfig(hidden=(8,)),
+    }
+    return pqn.pqn(jaxrl.make_env("probe/Credit"), config=pqn.Config(**{**tiny, **config}))
+
+
 _DQN_HPARAMS = {
     "learning_rate": 1e-2,
     "epsilon_start": 0.9,
     "epsilon_end": 0.5,
-    "epsilon_fraction": 0.5,
-    "horizon": 60,
+    "epsilon_fraction": 0.25,
+    "horizon": 40,
     "target_period": 2,
     "max_grad_norm": 0.1,
 }
 
+
 def _evolved(**config: Any) -> Algorithm:
-    # Its own metric is smooth: with returns a rounding error could turn one generation into another.
-    search, value = strategies.open_es(2, strategies.raw), lambda state, metrics: metrics["utility/value"][-1]
-    return evolve(_utilities(**config), search, "step_size", log=("step_size",), num_steps=1, num_held_out=1, fitness=value)
+    search = strategies.open_es(2, strategies.raw)
+    name = "step_size"
+    return evolve(_utilities(**config), search, name, log=(name,), num_steps=2, num_held_out=1, fitness=_value)
+
+
+def _value(state: Any, metrics: dict[str, Any]) -> Any:
+    """Smooth: with returns a rounding error could turn one generation into another."""
+    return metrics["utility/value"][-1]
 
 
 _SLIPPERY = coverage.make("Cells", size=(2, 3), max_episode_steps=6).default_params().replace(slip=jnp.float32(0.4))
@@ -569,6 +602,22 @@ CASES = {
         _dqn({"head": values.implicit_quantile(2, 3, 4, kappa=0.1), "backup": values.munchausen(temperature=0.5)}),
         {**_DQN_HPARAMS, "backup": values.Munchausen(jnp.float32(0.9), jnp.float32(0.5), jnp.float32(-0.3))},
         {},
+        _CPU,
+    ),
+    "pqn": Case(
+        "pqn",
+        _pqn,
+        {"epsilon_end": 0.1, "epsilon_fraction": 0.5, "horizon": 40, "max_grad_norm": 0.1},
+        {
+            "num_envs": 4,
+            "num_steps": 8,
+            "num_epochs": 3,
+            "num_minibatches": 4,
+            "schedule": "constant",
+            "reset": "pooled",
+            "reset_size": 2,
+            "network": QNetworkConfig(hidden=(8,), activation="tanh"),
+        },
         _CPU,
     ),
 }

@@ -11,7 +11,6 @@ from contract.cases import CASES, VARIANTS
 
 import jaxrl
 from jaxrl.algorithms.registry import ALGORITHMS
-from jaxrl.networks import NetworkConfig
 from jaxrl.ops import trees
 from jaxrl.training import advance_jit
 
@@ -288,7 +287,7 @@ def test_act_is_for_one_environment_and_greedy_without_a_key(name):
 def test_variants_learn_something_with_their_own_defaults(name):
     """A variant's parts fit together: laws 1 and 6, its name, its defaults, one record for equal arguments."""
     entry = ALGORITHMS[name]
-    tiny = {"num_envs": 4, "num_steps": 8, "network": NetworkConfig(hidden=(8,))}
+    tiny = {"num_envs": 4, "num_steps": 8, "network": dataclasses.replace(entry.default_config.network, hidden=(8,))}
     algorithm = jaxrl.make(name, jaxrl.make_env("probe/Credit"), **tiny)
     assert algorithm.name == name
     assert algorithm is jaxrl.make(name, jaxrl.make_env("probe/Credit"), **tiny)

@@ -10,12 +10,12 @@ import pytest
 
 import jaxrl
 from jaxrl import values
-from jaxrl.algorithms import dqn
+from jaxrl.algorithms import dqn, pqn
 from jaxrl.networks.q_network import QNetworkConfig, q_network
 
 NUM_SEEDS = 5
 GAMMA = 0.8
-TINY = {"num_envs": 4, "num_steps": 4, "num_updates": 4, "num_rounds": 300, "batch_size": 32, "capacity": 512}
+TINY = {"num_envs": 4, "num_steps": 4, "num_updates": 4, "num_rounds": 200, "batch_size": 32, "capacity": 512}
 AGENTS = {
     "plain": ({}, {}),
     "rainbow": (
@@ -29,21 +29,21 @@ TRUNCATION = [[0.0]], [1 / (1 - GAMMA)]
 
 
 @pytest.mark.parametrize(
-    "agent, probe, expected",
+    "agent, probe, expected, rate",
     [
-        ("plain", "Truncation", TRUNCATION),
-        ("plain", "Termination", TERMINATION),
-        ("rainbow", "Truncation", TRUNCATION),
-        ("implicit", "Termination", TERMINATION),
+        ("plain", "Truncation", TRUNCATION, 2e-2),
+        ("plain", "Termination", TERMINATION, 1e-2),
+        ("rainbow", "Truncation", TRUNCATION, 1e-2),
+        ("implicit", "Termination", TERMINATION, 1e-2),
     ],
 )
-def test_values_of_the_probes(agent, probe, expected):
+def test_values_of_the_probes(agent, probe, expected, rate):
     """A bootstrap cut at the time limit would give at most 3.36 instead of 5; rewards do not depend on actions."""
     env = jaxrl.make_env(f"probe/{probe}")
     components, changes = AGENTS[agent]
     config = dqn.Config(**{**TINY, "num_warmup_steps": 16, "network": QNetworkConfig(hidden=(16,)), **changes})
     learner = dqn.dqn(env, config=config, **components)
-    hparams = learner.hyperparams(gamma=GAMMA, learning_rate=5e-3, target_period=20, horizon=4800)
+    hparams = learner.hyperparams(gamma=GAMMA, learning_rate=rate, target_period=10, epsilon_end=0.5, horizon=3200)
     keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
     state, _ = jax.jit(jax.vmap(jaxrl.train(learner, 1), (0, None)))(keys, hparams)
     head = components.get("head", values.scalar())
@@ -88,13 +88,48 @@ def test_a_network_must_have_the_outputs_of_the_head():
     with pytest.raises(ValueError, match="not both"):
         dqn.dqn(env, net, config=dqn.Config(network=QNetworkConfig(dueling=True)))
     with pytest.raises(ValueError, match="actions must be Discrete"):
-        dqn.dqn(jaxrl.make_env("gymnax/Pendulum-v1"))
+        dqn.dqn(jaxrl.make_env("probe/ContinuousPolicy"))
+
+
+def test_pqn_knows_a_time_limit_from_an_end():
+    env, network = jaxrl.make_env("probe/Truncation"), QNetworkConfig(hidden=(16,), layer_norm=True)
+    sizes = {"num_envs": 4, "num_steps": 16, "num_epochs": 2, "num_minibatches": 2}
+    agent = pqn.pqn(env, config=pqn.Config(**sizes, schedule="constant", network=network))
+    hparams = agent.hyperparams(gamma=GAMMA, learning_rate=5e-2, epsilon_end=0.5, horizon=300 * agent.env_steps)
+    keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
+    state, _ = jax.jit(jax.vmap(jaxrl.train(agent, 300), (0, None)))(keys, hparams)
+    net = q_network(env.observation_space, env.action_space, config=network)
+    found = jax.vmap(lambda params: net.apply(params, jnp.zeros(1)).values[:, 0])(state.params)
+    np.testing.assert_allclose(found, 1 / (1 - GAMMA), atol=0.15)
+
+
+def test_pqn_takes_no_random_parts():
+    env = jaxrl.make_env("probe/Credit")
+    for changes in ({"head": values.implicit_quantile()}, {"config": pqn.Config(network=QNetworkConfig(noisy=True))}):
+        with pytest.raises(ValueError, match="must not be random"):
+            pqn.pqn(env, **changes)
+
+
+def test_a_resumed_population_has_no_conditional():
+    """Counters that a resumed population carries are mapped: a predicate made of them would run both branches."""
+    tiny = {**TINY, "num_rounds": 1, "num_warmup_steps": 16}
+    agent = jaxrl.make("rainbow", jaxrl.make_env("probe/Credit"), **tiny)
+    hparams = agent.hyperparams()
+    states = jax.eval_shape(jax.vmap(agent.init, (0, None)), jax.random.split(jax.random.key(0), 3), hparams)
+    traced = jax.make_jaxpr(jax.vmap(agent.step, (0, None)))(states, hparams)
+    assert " cond[" not in str(traced)
+    one = jax.eval_shape(agent.init, jax.random.key(0), hparams)
+    assert " cond[" not in str(jax.make_jaxpr(agent.step)(one, hparams))
+    planted = jax.make_jaxpr(
+        lambda x: jax.lax.scan(lambda c, _: (jax.lax.cond(c > 0, jnp.sin, jnp.cos, c), 0), x, None, 2)
+    )
+    assert " cond[" in str(planted(1.0))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    "name", ["dqn", "double_dqn", "dueling_dqn", "per_dqn", "munchausen_dqn", "c51", "qr_dqn", "iqn", "rainbow"]
+    "name", ["dqn", "double_dqn", "dueling_dqn", "per_dqn", "munchausen_dqn", "c51", "qr_dqn", "iqn", "rainbow", "pqn"]
 )
 def test_cartpole(name):
     agent = jaxrl.make(name, jaxrl.make_env("gymnax/CartPole-v1"))

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl.ops.optimizers import adam, gradient_transport, iterate, separate
+from jaxrl.acting import separate
+from jaxrl.ops.optimizers import adam, gradient_transport, iterate
 
 HPARAMS = types.SimpleNamespace(max_grad_norm=0.5)
 RATE = 0.3

@@ -1,0 +1,400 @@
+"""Deep Q-learning from replay (Mnih et al. 2015), and everything that is a choice of its parts.
+
+One step of the algorithm is `num_rounds` times, with shapes:
+
+    collect        T steps in B environments, ε-greedily                         [T, B]
+    store          in a ring; batches are drawn uniformly or by priority         [L, B]
+    update         num_updates times
+      draw         N windows of n rows: transitions over n steps                 [N]
+      backup       successor's policy and bonuses                                [N, A]
+      loss         of the head's representation; one optimizer step              [N, K]
+      priorities   of the entries drawn                                          [N]
+      target       copied every `target_period` updates, or averaged
+
+The buffer begins with `num_warmup_steps` random steps of each environment, made by `init`; they count neither in
+`env_steps` nor in progress. All random numbers of a step are drawn before the loops.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxrl import buffers, rollout, validation, values
+from jaxrl.buffers import BufferState, Experience
+from jaxrl.networks.initializers import initialize
+from jaxrl.networks.q_network import QNetwork, QNetworkConfig, QOutput, q_network
+from jaxrl.ops import schedules
+from jaxrl.ops.leaves import Leaf, build
+from jaxrl.ops.optimizers import Optimizer, adam
+from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
+from jaxrl.values import Backup, BackupInputs, Target, ValueHead
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What fixes shapes or the traced program; another value is another program.
+
+    Attributes:
+      num_envs: environments stepped side by side, B.
+      num_steps: steps of each environment in a round, T.
+      num_updates: gradient steps in a round.
+      num_rounds: rounds of one step of the algorithm; only batches random numbers and metrics.
+      batch_size: transitions of a gradient step, N.
+      capacity: transitions kept; a multiple of num_envs · num_steps.
+      num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
+        `num_steps`.
+      n_step: rows of a target, n.
+      prioritized: whether replay is by priority.
+      target: whether the successor is valued by a copy of the parameters, or by themselves.
+      schedule: how the learning rate falls with progress: constant, linear or cosine.
+      reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
+      reset_size: resets a step if pooled, states kept if cached.
+      matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
+      network: the default network's layers.
+    """
+
+    num_envs: int = 8
+    num_steps: int = 1
+    num_updates: int = 1
+    num_rounds: int = 64
+    batch_size: int = 128
+    capacity: int = 16_384
+    num_warmup_steps: int = 128
+    n_step: int = 1
+    prioritized: bool = False
+    target: bool = True
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    reset: rollout.ResetMode = "fresh"
+    reset_size: int = 0
+    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    network: QNetworkConfig = dataclasses.field(default_factory=QNetworkConfig)
+
+
+@struct.dataclass
+class Hyperparams:
+    """What is data: every leaf may be vmapped, searched, scheduled or meta-learned.
+
+    Attributes:
+      env: parameters of the environment.
+      head: coefficients of the representation of returns.
+      backup: coefficients of what is bootstrapped from.
+      replay: coefficients of priorities (`buffers.Coefficients`), or ().
+      learning_rate: of the optimizer, at the beginning.
+      gamma: discount factor.
+      epsilon_start: share of random actions at the beginning.
+      epsilon_end: share of random actions at the end of the decay.
+      epsilon_fraction: share of `horizon` over which it decays linearly.
+      target_period: updates from one synchronization of the target to the next.
+      tau: how far it moves then: 1 copies.
+      max_grad_norm: gradients of a greater global norm are scaled down to it.
+      horizon: environment steps over which progress goes from 0 to 1.
+    """
+
+    env: PyTree
+    head: PyTree
+    backup: PyTree
+    replay: PyTree
+    learning_rate: Float[Array, ""]
+    gamma: Float[Array, ""]
+    epsilon_start: Float[Array, ""]
+    epsilon_end: Float[Array, ""]
+    epsilon_fraction: Float[Array, ""]
+    target_period: Float[Array, ""]
+    tau: Float[Array, ""]
+    max_grad_norm: Float[Array, ""]
+    horizon: Float[Array, ""]
+
+
+@struct.dataclass
+class State:
+    """All that one step changes; saving this saves the run.
+
+    Attributes:
+      key: the random key that every later draw comes from.
+      params: the network's parameters.
+      opt_state: the optimizer's state.
+      target_params: those that the successor is valued by, or ().
+      target_age: updates since they were synchronized.
+      actor: environments in progress.
+      buffer: replay.
+      head: coefficients of the head, which acting reads.
+      epsilon: present share of random actions.
+      num_steps: steps of the algorithm done.
+    """
+
+    key: Key
+    params: PyTree
+    opt_state: optax.OptState
+    target_params: PyTree
+    target_age: Int[Array, ""]
+    actor: rollout.ActorState
+    buffer: BufferState
+    head: PyTree
+    epsilon: Float[Array, ""]
+    num_steps: Int[Array, ""]
+
+
+@struct.dataclass
+class _Learner:
+    """What a gradient step changes."""
+
+    params: PyTree
+    opt_state: optax.OptState
+    target_params: PyTree
+    target_age: Int[Array, ""]
+    priorities: PyTree
+
+
+@memoize
+def dqn(
+    env: Env,
+    network: QNetwork | None = None,
+    head: ValueHead = values.scalar(),  # noqa: B008 (memoized record)
+    backup: Backup = values.maximum(),  # noqa: B008
+    optimizer: Optimizer = adam,
+    config: Config = Config(),
+) -> Algorithm:
+    """Builds deep Q-learning for an environment with discrete actions.
+
+    Args:
+      env: the environment to learn in.
+      network: values of all actions; None builds `config.network` for the environment's spaces and the head.
+      head: how returns are represented; its coefficients are `hparams.head`.
+      backup: what is bootstrapped from; its coefficients are `hparams.backup`.
+      optimizer: makes the gradient transformation from the hyperparameters and the present learning rate.
+      config: shapes and structure.
+
+    Returns:
+      The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`.
+
+    Raises:
+      ValueError: actions are not discrete, a count is not positive, a choice is unknown, the capacity or the warm-up
+        does not fit, or a network's outputs are not those of the head.
+
+    Example:
+      >>> import jaxrl
+      >>> config = Config(num_envs=4, num_rounds=2, batch_size=8, capacity=64, num_warmup_steps=8)
+      >>> agent = dqn(jaxrl.make_env("gymnax/CartPole-v1"), backup=values.double(), config=config)
+      >>> state, metrics = jax.jit(jaxrl.train(agent, num_steps=3))(jax.random.key(1), agent.hyperparams())
+      >>> metrics["loss/value"].shape, int(state.buffer.filled)
+      ((3,), 14)
+    """
+    net = _network(env, network, head, config)
+    reset = rollout.Reset(config.reset, config.reset_size)
+    validation.counts("dqn", config, ("num_envs", "num_steps", "num_updates", "num_rounds", "num_warmup_steps"))
+    validation.choices("dqn", config)
+    reset.validate(config.num_envs)
+    make_buffer = buffers.prioritized if config.prioritized else buffers.uniform
+    buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, config.n_step)
+    _check_rows(config)
+    round_size = config.num_envs * config.num_steps
+    batch_size = round_size * config.num_rounds
+    precision = config.matmul_precision
+    num_online, num_target, num_policy = head.fractions or (1, 1, 1)
+
+    def hyperparams(**changes: Any) -> Hyperparams:
+        nested = {"head": head.init(), "backup": backup.init(), "replay": buffer.hyperparams()}
+        return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
+
+    def evaluate(params: PyTree, obs: Observation, key: Key | None, num: int) -> QOutput:
+        return net.apply(params, obs, key, num)  # type: ignore[return-value]
+
+    def value_of(hparams: PyTree, output: QOutput, obs: Observation) -> Float[Array, "... A"]:
+        return values.legal_only(head.mean(hparams, output), obs)
+
+    def collect(
+        key: Key, noise: PyTree, params: PyTree, actor: rollout.ActorState, epsilon: Array, hparams: Hyperparams
+    ) -> tuple[rollout.ActorState, Experience, Metrics]:
+        def policy(draw: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
+            numbers, key_network = draw
+            value = value_of(hparams.head, evaluate(params, obs, key_network, num_policy), obs)
+            action = values.epsilon_greedy(numbers, value, epsilon)
+            return action, action, memory, ()
+
+        actor, batch, metrics = rollout.collect(key, env, hparams.env, actor, policy, noise, reset)
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(Experience)}
+        return actor, Experience(**fields), metrics
+
+    def draws(key: Key, *axes: int) -> tuple[Array, Any]:
+        """Randomness of as many steps: what makes actions random, and what the network draws from."""
+        key, key_network = jax.random.split(key)
+        keys = jax.random.split(key_network, axes) if net.stochastic else None
+        return jax.random.uniform(key, (*axes, config.num_envs, 2)), keys
+
+    def init(key: Key, hparams: Hyperparams) -> State:
+        key, key_params, key_actor, key_noise, key_collect = jax.random.split(key, 5)
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
+        params = initialize(net, key_params, jax.tree.map(lambda x: x[0], actor.obs))
+        actor, rows, _ = collect(
+            key_collect, draws(key_noise, config.num_warmup_steps), params, actor, jnp.float32(1.0), hparams
+        )
+        item = jax.tree.map(lambda x: x[0, 0], rows)
+        return State(
+            key=key,
+            params=params,
+            opt_state=optimizer(hparams, hparams.learning_rate).init(params),
+            target_params=jax.tree.map(jnp.copy, params) if config.target else (),
+            target_age=jnp.int32(0),
+            actor=actor,
+            buffer=buffer.add(hparams.replay, buffer.init(item), rows),
+            # Copies: the state is donated, the hyperparameters are not.
+            head=jax.tree.map(jnp.copy, hparams.head),
+            epsilon=jnp.copy(hparams.epsilon_start),
+            num_steps=jnp.int32(0),
+        )
+
+    def learn(
+        learner: _Learner, bits: Array, key: Key | None, replay: BufferState, progress: Array, hparams: Hyperparams
+    ) -> tuple[_Learner, Metrics]:
+        """One gradient step."""
+        keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
+        replay = dataclasses.replace(replay, priorities=learner.priorities)
+        sample = buffer.sample(hparams.replay, replay, bits, progress)
+        batch = buffers.n_step(replay.items, sample.index, config.n_step, hparams.gamma)
+
+        # --- Estimate ------------------------------------------------------------------------------------------------
+        online, frozen = learner.params, learner.target_params if config.target else learner.params
+        following = evaluate(frozen, batch.next_obs, keys[0], num_target)
+        # Implicit quantiles choose by fractions of their own.
+        chosen_by = evaluate(frozen, batch.next_obs, keys[1], num_policy) if head.fractions else following
+        weight, shift, bonus = backup.choose(
+            hparams.backup,
+            BackupInputs(
+                online_next=value_of(
+                    hparams.head, evaluate(online, batch.next_obs, keys[2], num_policy), batch.next_obs
+                ),
+                target_next=value_of(hparams.head, chosen_by, batch.next_obs),
+                target_now=value_of(hparams.head, evaluate(frozen, batch.obs, keys[3], num_policy), batch.obs),
+                action=batch.action,
+            ),
+        )
+        reward = batch.reward if bonus is None else batch.reward + bonus
+        target = Target(reward, batch.discount, following, weight, shift, backup.greedy)
+
+        # --- Update --------------------------------------------------------------------------------------------------
+        def loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
+            output = evaluate(params, batch.obs, keys[4], num_online)
+            taken = jnp.take_along_axis(output.values, batch.action[:, None, None], axis=1)[:, 0]
+            losses, surprise = head.loss(hparams.head, dataclasses.replace(output, values=taken), target)
+            return jnp.mean(sample.weight * losses), (surprise, jnp.mean(head.mean(hparams.head, output)))
+
+        rate = hparams.learning_rate * schedules.SCHEDULES[config.schedule](progress)
+        (value_loss, (surprise, mean)), gradient = jax.value_and_grad(loss, has_aux=True)(online)
+        updates, opt_state = optimizer(hparams, rate).update(gradient, learner.opt_state, online)
+        params = optax.apply_updates(online, updates)
+        frozen, age = learner.target_params, learner.target_age
+        if config.target:
+            frozen, age = values.synchronize(frozen, params, age, hparams.target_period, hparams.tau)
+        priorities = buffer.update(hparams.replay, learner.priorities, sample.index, surprise)
+        return _Learner(params, opt_state, frozen, age, priorities), {
+            "loss/value": value_loss,
+            "loss/surprise": jnp.mean(surprise),
+            "value/mean": mean,
+            "gradient/norm": optax.tree.norm(gradient),
+        }
+
+    def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
+        with jax.default_matmul_precision(precision):
+            return _step(state, hparams)
+
+    def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
+        key, key_noise, key_collect, key_replay, key_network = jax.random.split(state.key, 5)
+        num_rounds = config.num_rounds
+        rows = (
+            jax.random.split(key_collect, num_rounds),
+            draws(key_noise, num_rounds, config.num_steps),
+            buffer.noise(key_replay, num_rounds, config.num_updates),
+            jax.random.split(key_network, (num_rounds, config.num_updates)) if net.stochastic else None,
+            jnp.arange(num_rounds, dtype=jnp.float32),
+        )
+
+        def round_(state: State, row: Any) -> tuple[State, Metrics]:
+            key_collect, noise, bits, keys, index = row
+            passed = state.num_steps.astype(jnp.float32) * batch_size + index * round_size
+            progress = schedules.progress(passed, hparams.horizon)
+            decayed = jnp.minimum(progress / hparams.epsilon_fraction, 1.0)
+            epsilon = hparams.epsilon_start + (hparams.epsilon_end - hparams.epsilon_start) * decayed
+
+            # --- Collect ---------------------------------------------------------------------------------------------
+            actor, experience, metrics = collect(key_collect, noise, state.params, state.actor, epsilon, hparams)
+            replay = buffer.add(hparams.replay, state.buffer, experience)
+
+            # --- Learn -----------------------------------------------------------------------------------------------
+            learner = _Learner(state.params, state.opt_state, state.target_params, state.target_age, replay.priorities)
+            learner, info = jax.lax.scan(
+                lambda learner, row: learn(learner, *row, replay, progress, hparams), learner, (bits, keys)
+            )
+            state = dataclasses.replace(
+                state,
+                params=learner.params,
+                opt_state=learner.opt_state,
+                target_params=learner.target_params,
+                target_age=learner.target_age,
+                actor=actor,
+                buffer=dataclasses.replace(replay, priorities=learner.priorities),
+                epsilon=epsilon,
+            )
+            return state, metrics | jax.tree.map(jnp.mean, info)
+
+        state, metrics = jax.lax.scan(round_, state, rows)
+        head_now = jax.tree.map(jnp.copy, hparams.head)
+        state = dataclasses.replace(state, key=key, head=head_now, num_steps=state.num_steps + 1)
+        return state, rollout.summarize(metrics)
+
+    def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
+        key_action, key_network = (None, None) if key is None else jax.random.split(key)
+        with jax.default_matmul_precision(precision):
+            value = value_of(state.head, evaluate(state.params, obs, key_network, num_policy), obs)
+        if key_action is None:
+            return jnp.argmax(value, axis=-1).astype(jnp.int32), memory
+        return values.epsilon_greedy(jax.random.uniform(key_action, (2,)), value, state.epsilon), memory
+
+    return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="dqn", env=env, config=config)
+
+
+def _network(env: Env, network: QNetwork | None, head: ValueHead, config: Config) -> QNetwork:
+    """The network given, or the one that the config describes; checked against the head."""
+    if network is None:
+        return q_network(env.observation_space, env.action_space, head.size, bool(head.fractions), config.network)
+    if config.network != QNetworkConfig():
+        raise ValueError(f"dqn: pass a network or set config.network, not both; got {network} and {config.network}.")
+    if (network.num_outputs, network.implicit) != (head.size, bool(head.fractions)):
+        raise ValueError(
+            f"dqn: the head {head.name!r} needs a network with num_outputs = {head.size} and "
+            f"implicit = {bool(head.fractions)}; got {network.num_outputs} and {network.implicit}."
+        )
+    return network
+
+
+def _check_rows(config: Config) -> None:
+    num_rows = config.capacity // config.num_envs
+    if num_rows % config.num_steps or config.num_warmup_steps % config.num_steps:
+        raise ValueError(
+            "dqn: capacity / num_envs and num_warmup_steps must be multiples of num_steps, so that no rows are split "
+            f"at the buffer's end; got capacity = {config.capacity}, num_envs = {config.num_envs}, "
+            f"num_warmup_steps = {config.num_warmup_steps}, num_steps = {config.num_steps}."
+        )
+    if not config.n_step <= config.num_warmup_steps <= num_rows or num_rows % config.num_warmup_steps:
+        raise ValueError(
+            "dqn: num_warmup_steps must be at least n_step, so that there is something to draw, and divide the rows of "
+            f"the buffer, capacity / num_envs; got num_warmup_steps = {config.num_warmup_steps}, "
+            f"n_step = {config.n_step}, {num_rows} rows."
+        )
+
+
+_LEAVES = {
+    "learning_rate": Leaf(2.5e-4, 0.0),
+    "gamma": Leaf(0.99, 0.0, 1.0),
+    "epsilon_start": Leaf(1.0, 0.0, 1.0),
+    "epsilon_end": Leaf(0.05, 0.0, 1.0),
+    "epsilon_fraction": Leaf(0.5, 1e-9, 1.0),
+    "target_period": Leaf(50.0, 1.0, needs=("target", True)),
+    "tau": Leaf(1.0, 0.0, 1.0, needs=("target", True)),
+    "max_grad_norm": Leaf(10.0, 1e-12),
+    "horizon": Leaf(500_000.0, 1.0),
+}

@@ -1,0 +1,213 @@
+"""The network of value-based agents: K outputs for every discrete action, dueling, noisy and implicit if asked for.
+
+    features   x = MLP(encode(obs))                                   all hidden layers but the last
+    implicit   x ← x ⊙ relu(Dense(cos(π i τ)))                        for each fraction τ, if implicit
+    stream     y = activation(Dense(x))                               the last hidden layer
+    outputs    Dense(y), or V + A - mean_a A of two such streams      [..., A, K]
+
+Sources: Wang et al. 2016, arXiv:1511.06581, eq. 9 (dueling); Fortunato et al. 2018, arXiv:1706.10295, eq. 8 to 11
+(factorized noise); Dabney et al. 2018, arXiv:1806.06923, eq. 4 (implicit quantiles).
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from jaxrl import spaces, validation
+from jaxrl.networks.initializers import orthogonal
+from jaxrl.networks.torsos import MLP, Encoder, activation_function
+from jaxrl.types import Key, Observation, memoize
+
+_NOISE = 0.5
+"""σ_0 of the deviations at the beginning, σ_0 / √inputs."""
+_NUM_COSINES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class QNetworkConfig:
+    """The part of a `QNetwork` that follows neither from the environment nor from the head.
+
+    Attributes:
+      hidden: widths of the dense layers; the last one is each stream's own.
+      activation: relu, tanh, gelu, silu or elu.
+      convolve: whether images [H, W, C] go through a CNN; otherwise they are flattened.
+      layer_norm: whether dense layers are normalized before their activation.
+      dueling: whether a value and advantages are apart.
+      noisy: whether the dense layers but the first ones that are shared have learned noise; it replaces random actions.
+    """
+
+    hidden: tuple[int, ...] = (120, 84)
+    activation: Literal["tanh", "relu", "gelu", "silu", "elu"] = "relu"
+    convolve: bool = True
+    layer_norm: bool = False
+    dueling: bool = False
+    noisy: bool = False
+
+
+@struct.dataclass
+class QOutput:
+    """What a `QNetwork` says of observations with leading axes [...].
+
+    Attributes:
+      values: of every action, [..., A, K].
+      fractions: the τ that the K values belong to, [..., K], if implicit; otherwise ().
+    """
+
+    values: Float[Array, "... A K"]
+    fractions: Any = ()
+
+
+class NoisyDense(nn.Module):
+    """A dense layer with learned, factorized Gaussian noise on weights and biases.
+
+        y = (μ_w + σ_w ⊙ f(ε_in) f(ε_out)ᵀ)ᵀ x + μ_b + σ_b ⊙ f(ε_out),   f(ε) = sign(ε) √|ε|
+
+    One draw of the noise serves all leading axes of x.
+
+    Attributes:
+      features: units.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"], key: Key | None) -> Float[Array, "... F"]:
+        """Maps [..., D] to [..., features]; without a key there is no noise."""
+        num_inputs = x.shape[-1]
+        bound = 1.0 / math.sqrt(num_inputs)
+        mean = lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+        deviation = nn.initializers.constant(_NOISE * bound)
+        shape = (num_inputs, self.features)
+        kernel, kernel_std = self.param("kernel", mean, shape), self.param("kernel_std", deviation, shape)
+        bias = self.param("bias", mean, (self.features,))
+        bias_std = self.param("bias_std", deviation, (self.features,))
+        if key is None:
+            y = x @ kernel
+            return y + jnp.broadcast_to(bias, y.shape)
+        noise = jax.random.normal(key, (num_inputs + self.features,))
+        noise = jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
+        kernel = kernel + kernel_std * jnp.outer(noise[:num_inputs], noise[num_inputs:])
+        y = x @ kernel
+        return y + jnp.broadcast_to(bias + bias_std * noise[num_inputs:], y.shape)
+
+
+class QNetwork(nn.Module):
+    """Values of discrete actions. Leading axes are free.
+
+    Attributes:
+      observation_space: space of one observation.
+      action_space: a `Discrete`.
+      num_outputs: K of each action; read only if not implicit.
+      implicit: whether the outputs are quantiles at fractions τ that are inputs.
+      config: layers.
+    """
+
+    observation_space: spaces.Space
+    action_space: spaces.Discrete
+    num_outputs: int = 1
+    implicit: bool = False
+    config: QNetworkConfig = QNetworkConfig()
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a key changes the outputs."""
+        return self.implicit or self.config.noisy
+
+    @nn.compact
+    def __call__(self, obs: Observation, key: Key | None = None, num_fractions: int = 1) -> QOutput:
+        """Evaluates observations.
+
+        Args:
+          obs: observations [..., *shape].
+          key: draws noise and fractions; None: no noise, and the midpoints of `num_fractions` equal parts of [0, 1].
+          num_fractions: K, if implicit.
+
+        Returns:
+          The outputs.
+        """
+        config, num_actions = self.config, self.action_space.n
+        keys = list(jax.random.split(key, 5)) if key is not None and self.stochastic else [None] * 5
+        x = Encoder(self.observation_space, config.convolve, config.activation, name="encoder")(obs)
+        x = MLP(config.hidden[:-1], config.activation, config.layer_norm, name="torso")(x)
+        fractions, num_outputs = (), self.num_outputs
+        if self.implicit:
+            fractions, num_outputs = _fractions(keys[0], x.shape[:-1], num_fractions), 1
+            angles = fractions[..., None] * jnp.broadcast_to(
+                jnp.pi * jnp.arange(_NUM_COSINES, dtype=jnp.float32), (*fractions.shape, _NUM_COSINES)
+            )
+            weight = jax.nn.relu(
+                nn.Dense(x.shape[-1], kernel_init=orthogonal(math.sqrt(2)), name="fractions")(jnp.cos(angles))
+            )
+            x = x[..., None, :] * weight
+        advantage = self._stream("advantage", num_actions * num_outputs, x, keys[1], keys[2])
+        values = advantage.reshape((*x.shape[:-1], num_actions, num_outputs))
+        if config.dueling:
+            value = self._stream("value", num_outputs, x, keys[3], keys[4])[..., None, :]
+            values = value + values - jnp.mean(values, axis=-2, keepdims=True)
+        if self.implicit:
+            values = jnp.swapaxes(values[..., 0], -1, -2)
+        return QOutput(values, fractions)
+
+    def _stream(self, name: str, num_outputs: int, x: Array, key: Key | None, key_output: Key | None) -> Array:
+        config = self.config
+        width = config.hidden[-1]
+        if config.noisy:
+            y = NoisyDense(width, name=f"{name}_hidden")(x, key)
+        else:
+            y = nn.Dense(width, kernel_init=orthogonal(math.sqrt(2)), name=f"{name}_hidden")(x)
+        if config.layer_norm:
+            y = nn.LayerNorm(name=f"{name}_norm")(y)
+        y = activation_function(config.activation)(y)
+        if config.noisy:
+            return NoisyDense(num_outputs, name=name)(y, key_output)
+        return nn.Dense(num_outputs, kernel_init=orthogonal(1.0), name=name)(y)
+
+
+def _fractions(key: Key | None, shape: tuple[int, ...], num: int) -> Float[Array, "... K"]:
+    if key is None:
+        return jnp.broadcast_to((jnp.arange(num, dtype=jnp.float32) + 0.5) / num, (*shape, num))
+    return jax.random.uniform(key, (*shape, num))
+
+
+@memoize
+def q_network(
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    num_outputs: int = 1,
+    implicit: bool = False,
+    config: QNetworkConfig = QNetworkConfig(),
+) -> QNetwork:
+    """Builds a `QNetwork`.
+
+    Args:
+      observation_space: space of one observation.
+      action_space: a `Discrete`.
+      num_outputs: K of each action, as the head needs it.
+      implicit: whether the outputs are quantiles at given fractions.
+      config: layers.
+
+    Returns:
+      The module; equal arguments give the same one.
+
+    Raises:
+      ValueError: the actions are not discrete, a width or `num_outputs` is not positive, or there is no layer.
+
+    Example:
+      >>> net = q_network(spaces.box(-1.0, 1.0, (3,)), spaces.Discrete(2), 5)
+      >>> params = net.init(jax.random.key(0), jnp.zeros(3))
+      >>> net.apply(params, jnp.zeros((4, 3))).values.shape
+      (4, 2, 5)
+    """
+    if not isinstance(action_space, spaces.Discrete):
+        raise ValueError(f"q_network: actions must be Discrete, one value each; got {action_space}.")
+    validation.count("q_network", "num_outputs", num_outputs)
+    validation.choices("q_network", config)
+    if not config.hidden or min(config.hidden) < 1:
+        raise ValueError(f"q_network: hidden must be positive widths, at least one; got hidden = {config.hidden}.")
+    return QNetwork(observation_space, action_space, num_outputs, implicit, config)
