@@ -102,7 +102,8 @@ def test_priorities_are_drawn_in_proportion_and_weighted_against_it():
     np.testing.assert_allclose(drawn.weight, weight / weight.max(), rtol=1e-4)
     # Within a stratum draws are spread: without that the same entries would come every time.
     small = prioritized(L * B, B, 4, 3)
-    several = [small.sample(params, state, bits, 0.0).index for bits in small.noise(jax.random.key(4), 2000)]
+    draw = jax.jit(jax.vmap(lambda bits: small.sample(params, state, bits, 0.0).index))
+    several = draw(small.noise(jax.random.key(4), 2000))
     counts = np.bincount(np.ravel(several), minlength=L * B)[valid]
     assert scipy.stats.chisquare(counts, 8000 * expected[valid]).pvalue > 1e-3
 

@@ -194,8 +194,8 @@ def evolve(
         return score, episodes
 
     train_all = over_members(of_lane, (0, None, None, None), num_devices, chunk)
-    held_out_split = _split_of(num_held_out, num_devices, chunk)
-    train_held_out = over_members(learner, (0, None, None), *held_out_split)
+    num_lanes, held_out_chunk = _padded(num_held_out, num_devices, chunk)
+    train_padded = over_members(learner, (0, None, None), num_devices, held_out_chunk)
     num_groups = {"all": 1, "pairs": max(num_candidates // 2, 1), "none": num_candidates}[common_keys]
 
     def init(key: Key, hparams: Hyperparams) -> State:
@@ -228,7 +228,8 @@ def evolve(
 
         # --- Held out --------------------------------------------------------------------------------------------
         values = decoded(strategy.mean(own))
-        agents, scores, more = train_held_out(jax.random.split(state.key_held_out, num_held_out), values, hparams.inner)
+        keys = jax.random.split(state.key_held_out, num_held_out)[jnp.arange(num_lanes) % num_held_out]
+        agents, scores, more = jax.tree.map(lambda x: x[:num_held_out], train_padded(keys, values, hparams.inner))
         sound = jnp.isfinite(scores)
         held_out = jnp.sum(jnp.where(sound, scores, 0.0)) / jnp.sum(sound)
         square = jnp.sum(jnp.where(sound, jnp.square(scores - held_out), 0.0)) / jnp.sum(sound)
@@ -302,13 +303,12 @@ def _training_return(episodes: Metrics) -> Array:
     return episodes["episode/return_sum"] / episodes["episode/count"]
 
 
-def _split_of(num_lanes: int, num_devices: int, chunk: int | None) -> tuple[int, int | None]:
-    """Devices and chunk for another number of lanes, which need not divide it."""
-    devices = math.gcd(num_lanes, num_devices)
-    each = num_lanes // devices
+def _padded(num_learners: int, num_devices: int, chunk: int | None) -> tuple[int, int | None]:
+    """Lanes and chunk for learners that need not divide: all devices of a program take part in each of its maps."""
+    each = math.ceil(num_learners / num_devices)
     if chunk is None or chunk >= each:
-        return devices, None
-    return devices, max(n for n in range(1, chunk + 1) if each % n == 0)
+        return each * num_devices, None
+    return each * num_devices, max(n for n in range(1, chunk + 1) if each % n == 0)
 
 
 def _evolving(algorithm: Algorithm, leaves: tuple[str, ...], log: tuple[str, ...]) -> tuple[str, ...]:
