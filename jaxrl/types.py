@@ -211,8 +211,8 @@ class Strategy(NamedTuple):
     Attributes:
       init: `(key, mean, hparams) -> state`; the only place where a key enters.
       ask: `(state, hparams) -> candidates`, leaves [P, ...]. It changes nothing: asked twice it gives the same ones.
-      tell: `(state, candidates, fitness [P], hparams) -> (state, metrics)`: one generation. A candidate whose fitness is
-        not finite ranks last.
+      tell: `(state, candidates, fitness [P], hparams) -> (state, metrics)`: one generation. A candidate whose fitness
+        is not finite ranks last.
       mean: `(state) -> tree`: the center of the search.
       hyperparams: `(**changes) -> hparams`: the defaults with some leaves replaced, as strongly typed arrays.
       population_size: P.

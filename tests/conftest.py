@@ -5,7 +5,20 @@ from pathlib import Path
 import jax
 import pytest
 
-QUICK = ("contract", "learning/test_", "objectives", "test_diagnostics", "test_readme", "envs", "meta/test_p", "networks", "ops", "wrappers", "test_estimators", "sweeps/test_halving")
+QUICK = (
+    "contract",
+    "learning/test_",
+    "objectives",
+    "test_diagnostics",
+    "test_readme",
+    "envs",
+    "meta/test_p",
+    "networks",
+    "ops",
+    "wrappers",
+    "test_estimators",
+    "sweeps/test_halving",
+)
 OPTIMIZED = ("learning/test_tasks",)
 TESTS = Path(__file__).parent
 

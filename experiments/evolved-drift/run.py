@@ -1,6 +1,6 @@
 """Does evolution find a drift where one is needed, and how does it compare with PPO's and DPO's?
 
-    .venv/bin/python experiments/evolved-drift/run.py   about 10 minutes on two cores; --tiny to see that it works
+    .venv/bin/python experiments/evolved-drift/run.py   about 6 minutes of CPU; --tiny to see that it works
 
 Claim tried: Lu et al. 2022 (arXiv:2210.05639), at a small size. All arms have the same inner loop, whose ten epochs on
 256 transitions at a high learning rate ruin a policy without a drift. The figures come from plot.py.
