@@ -33,7 +33,7 @@ def main() -> None:
     results = json.loads((folder / "results.json").read_text())
     weights = np.load(folder / "weights.npz")
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.6), layout="constrained")
     for i, (name, curves) in enumerate(results["curves"].items()):
         generation = (1 + np.arange(len(curves["held_out/fitness"]))) * results["generations_a_round"]
         color, label = style.COLORS[i], name.partition("/")[0]
@@ -45,11 +45,10 @@ def main() -> None:
         left.axhline(mean, color="gray", linestyle=style.DASHES[i], linewidth=1, label=f"{name}, test")
     right.axhline(1.0, color="gray", linewidth=1, linestyle=":")
     left.set(xlabel="generation", ylabel="return while training", title="mean, held out (dotted: the population)")
-    right.set(xlabel="generation", ylabel="signal to noise", yscale="log", title="of the gradient's estimate")
+    right.set(xlabel="generation", ylabel="signal to noise", title="of the gradient's estimate")
     for panel in (left, right):
         style.tidy(panel)
-    left.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(folder / "curves.png", dpi=110)
 
     written = {"PPO": objectives.clip(), "DPO": objectives.dpo()}
