@@ -10,7 +10,6 @@ QUICK = (
     "learning/test_",
     "objectives",
     "test_diagnostics",
-    "test_readme",
     "envs",
     "meta/test_p",
     "networks",
@@ -19,8 +18,9 @@ QUICK = (
     "test_estimators",
     "sweeps/test_halving",
 )
-OPTIMIZED = ("learning/test_tasks",)
+OPTIMIZED = ("learning/test_tasks", "learning/test_probes")
 TESTS = Path(__file__).parent
+_UNOPTIMIZED, _LEAST_SECONDS = "jax_disable_most_optimizations", "jax_persistent_cache_min_compile_time_secs"
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +33,19 @@ def _strict_ranks():
 def _quick_compiling(request):
     """Programs that run for a blink are compiled without optimization, which takes about half the time.
 
-    Slow tests, and everything that is not in QUICK (runs, sweeps, the command line, environments), compile as users do.
+    They are not kept in the compilation cache either: a worker once died of a segmentation fault in jaxlib 0.10.2's
+    serialization of one of them, after some 1,200 tests. Slow tests, and everything that is not in QUICK (runs, sweeps,
+    the command line), compile as users do.
     """
     path = request.path.relative_to(TESTS).as_posix()
     quick = path.startswith(QUICK) and not path.startswith(OPTIMIZED) and "slow" not in request.keywords
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", quick or before)
+    before = jax.config.read(_UNOPTIMIZED), getattr(jax.config, _LEAST_SECONDS)
+    if quick:
+        _configure(True, 1e9)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    _configure(*before)
+
+
+def _configure(unoptimized, least_seconds):
+    jax.config.update(_UNOPTIMIZED, unoptimized)
+    jax.config.update(_LEAST_SECONDS, least_seconds)

@@ -29,9 +29,9 @@ from jaxrl.networks.columnar import ColumnarConfig, columnar_memory
 from jaxrl.networks.initializers import initialize
 from jaxrl.networks.streaming import StreamingConfig, streaming_network
 from jaxrl.ops import reward_scaling, statistics, traces
-from jaxrl.ops.distributions import Categorical
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
+from jaxrl.values import epsilon_greedy, legal_only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +171,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
         return statistics.normalize(seen, obs, clip=math.inf) if config.normalize_observations else obs
 
     def values(params: PyTree, obs: Observation, features: Float[Array, "... F"]) -> Float[Array, "... A"]:
-        value = net.apply(params, obs, features)["value"]  # type: ignore[index]
-        mask = obs.get("action_mask") if isinstance(obs, dict) else None
-        return value if mask is None else jnp.where(mask.astype(bool), value, _ILLEGAL)
+        return legal_only(net.apply(params, obs, features)["value"], obs)  # type: ignore[index]
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_params, key_actor = jax.random.split(key, 3)
@@ -214,7 +212,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
         # --- Collect ---------------------------------------------------------------------------------------------
         def policy(noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
             value = values(state.params, see(state.observation_statistics, obs), features[None])
-            action = _epsilon_greedy(noise, value, epsilon)
+            action = epsilon_greedy(noise, value, epsilon)
             if config.target == "sarsa":
                 action = jnp.where(start, action, state.next_action)
             return action, action, memory, action == jnp.argmax(value, -1)
@@ -243,7 +241,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
         next_values = values(state.params, see(successor_seen, step.next_obs), next_features)
         next_action = ()
         if config.target == "sarsa":
-            next_action = _epsilon_greedy(noise[1:], next_values[None], epsilon)
+            next_action = epsilon_greedy(noise[1:], next_values[None], epsilon)
             bootstrap = next_values[next_action[0]]
         else:
             bootstrap = jnp.max(next_values)
@@ -303,7 +301,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
             value = values(state.params, see(state.observation_statistics, obs), features)
         if key is None:
             return jnp.argmax(value, -1).astype(jnp.int32), memory
-        return _epsilon_greedy(jax.random.uniform(key, (2,)), value, state.epsilon), memory
+        return epsilon_greedy(jax.random.uniform(key, (2,)), value, state.epsilon), memory
 
     return Algorithm(
         init,
@@ -318,15 +316,6 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
     )
 
 
-def _epsilon_greedy(
-    noise: Float[Array, "*batch 2"], values: Float[Array, "*batch A"], epsilon: Float[Array, ""]
-) -> Int[Array, "*batch"]:
-    """With probability ε any legal action, otherwise the best, from two uniform numbers each."""
-    anything = Categorical(jnp.where(values > 0.5 * _ILLEGAL, 0.0, -jnp.inf)).sample_from(noise[..., 1:])
-    return jnp.where(noise[..., 0] < epsilon, anything, jnp.argmax(values, -1).astype(jnp.int32))
-
-
-_ILLEGAL = -1e9
 _LEAVES = {
     "learning_rate": Leaf(1.0, 0.0),
     "kappa": Leaf(2.0, 0.0),

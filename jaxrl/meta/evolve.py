@@ -175,7 +175,7 @@ def evolve(
     def learner(key: Key, values: dict[str, Array], inner: PyTree) -> tuple[Any, Array, Metrics]:
         """State at the end of a life, fitness, and sums over its episodes."""
         key_train, key_play = jax.random.split(key)
-        hparams = with_values(inner, values)
+        hparams = trees.replace_leaves(inner, values)
         state, metrics = _train(algorithm, key_train, hparams, num_steps)
         episodes = {name: jnp.sum(metrics[name]) for name in _EPISODES if name in metrics}
         if play is not None:
@@ -263,27 +263,6 @@ def evolve(
         env=algorithm.env,
         config=algorithm.config,
     )
-
-
-def with_values(hparams: PyTree, values: dict[str, Array]) -> PyTree:
-    """Hyperparameters with some leaves replaced.
-
-    Args:
-      hparams: of an algorithm.
-      values: by dotted path, such as `State.values`.
-
-    Raises:
-      KeyError: no leaf has that path.
-
-    Example:
-      >>> import jaxrl
-      >>> hparams = jaxrl.ppo(jaxrl.make_env("probe/Credit")).hyperparams()
-      >>> float(with_values(hparams, {"objective.clip": jnp.float32(0.5)}).objective.clip)
-      0.5
-    """
-    for name, value in values.items():
-        hparams = trees.replace_leaf(hparams, name, value)
-    return hparams
 
 
 _EPISODES = ("episode/return_sum", "episode/count")

@@ -211,7 +211,7 @@ def _pbt(
         values = {name: jnp.where(jnp.isnan(initial[name]), drawn[name], initial[name]) for name in ranges}
         return State(
             key=key,
-            members=agents.init(key_members, _with_values(hparams, values)),
+            members=agents.init(key_members, trees.replace_leaves(hparams, values)),
             values=values,
             score=jnp.full(num_members, -jnp.inf, jnp.float32),
             num_intervals=jnp.int32(0),
@@ -219,7 +219,7 @@ def _pbt(
 
     def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
         # --- Train -----------------------------------------------------------------------------------------------
-        own = _with_values(hparams, state.values)
+        own = trees.replace_leaves(hparams, state.values)
         members, rows = jax.lax.scan(lambda s, _: agents.step(s, own), state.members, None, interval)
         metrics = {name: (jnp.sum if runs.is_summed(name) else jnp.mean)(row, 0) for name, row in rows.items()}
 
@@ -309,12 +309,6 @@ def _uniforms(keys: Key, names: tuple[str, ...]) -> dict[str, Float[Array, " P"]
     """Numbers in [0, 1) by name, one a key."""
     drawn = jax.vmap(lambda key: jax.random.uniform(key, (len(names),)), out_axes=1)(keys)
     return dict(zip(names, drawn, strict=True))
-
-
-def _with_values(hparams: Hyperparams, values: dict[str, Float[Array, " P"]]) -> Hyperparams:
-    for name, value in values.items():
-        hparams = trees.replace_leaf(hparams, name, value)
-    return hparams
 
 
 def _check(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, PyTree
 
-from jaxrl.objectives.surrogate import _ratios
+from jaxrl.objectives.surrogate import ratios
 from jaxrl.types import Metrics, Objective, PolicyInputs, memoize
 
 Drift = Callable[[PyTree, Float[Array, " N"], Float[Array, " N"], Float[Array, ""]], Float[Array, " N"]]
@@ -90,7 +90,7 @@ def drift_objective(name: str, init: Callable[[jax.Array], PyTree], drift: Drift
     """
 
     def loss(params: PyTree, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
-        ratio, weight = _ratios(inputs)
+        ratio, weight = ratios(inputs)
         taken = drift(params, inputs.log_prob - inputs.proximal_log_prob, inputs.advantage, inputs.progress)
         return -jnp.mean(weight * (ratio * inputs.advantage - taken)), {"policy/drift": jnp.mean(taken)}
 

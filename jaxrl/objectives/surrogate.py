@@ -81,7 +81,7 @@ _LOG_MAX_WEIGHT = math.log(100.0)
 _MIN_REMAINING = 1e-4
 
 
-def _ratios(inputs: PolicyInputs) -> tuple[Array, Array]:
+def ratios(inputs: PolicyInputs) -> tuple[Array, Array]:
     """π / π_proximal and the weight of each sample, π_proximal / π_behavior unless their product exceeds 100."""
     ratio = jnp.exp(inputs.log_prob - inputs.proximal_log_prob)
     least = jax.lax.stop_gradient(inputs.log_prob) - _LOG_MAX_WEIGHT
@@ -116,7 +116,7 @@ def clip(epsilon: float = 0.2) -> Objective:
         return Clip(clip=jnp.float32(epsilon))
 
     def loss(params: Clip, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
-        ratio, weight = _ratios(inputs)
+        ratio, weight = ratios(inputs)
         clipped = jnp.clip(ratio, 1 - params.clip, 1 + params.clip)
         gain = jnp.minimum(ratio * inputs.advantage, clipped * inputs.advantage)
         outside = jnp.abs(ratio - 1) > params.clip
@@ -152,7 +152,7 @@ def kl_penalty(beta: float = 1.0) -> Objective:
         return KLPenalty(beta=jnp.float32(beta))
 
     def loss(params: KLPenalty, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
-        ratio, weight = _ratios(inputs)
+        ratio, weight = ratios(inputs)
         divergence = inputs.proximal_policy.kl(inputs.policy)
         gain = weight * ratio * inputs.advantage - params.beta * divergence
         return -jnp.mean(gain), {"policy/penalty": jnp.mean(divergence)}
@@ -189,7 +189,7 @@ def spo(epsilon: float = 0.2) -> Objective:
         return SPO(epsilon=jnp.float32(epsilon))
 
     def loss(params: SPO, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
-        ratio, weight = _ratios(inputs)
+        ratio, weight = ratios(inputs)
         penalty = jnp.abs(inputs.advantage) * jnp.square(ratio - 1) / (2 * params.epsilon)
         gain = ratio * inputs.advantage - penalty
         return -jnp.mean(weight * gain), {"policy/ratio_deviation": jnp.mean(jnp.abs(ratio - 1))}
@@ -231,7 +231,7 @@ def dpo(alpha: float = 2.0, beta: float = 0.6) -> Objective:
         return DPO(alpha=jnp.float32(alpha), beta=jnp.float32(beta))
 
     def loss(params: DPO, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
-        ratio, weight = _ratios(inputs)
+        ratio, weight = ratios(inputs)
         advantage = inputs.advantage
         rise = (ratio - 1) * advantage
         fall = (inputs.log_prob - inputs.proximal_log_prob) * advantage
@@ -276,7 +276,7 @@ def mdpo(step_size: float = 1.0) -> Objective:
         return MDPO(step_size=jnp.float32(step_size))
 
     def loss(params: MDPO, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
-        ratio, weight = _ratios(inputs)
+        ratio, weight = ratios(inputs)
         divergence = inputs.policy.kl(inputs.proximal_policy)
         step = params.step_size * jnp.maximum(1 - inputs.progress, _MIN_REMAINING)
         gain = weight * ratio * inputs.advantage - divergence / step

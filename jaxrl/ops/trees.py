@@ -99,6 +99,20 @@ def replace_leaf(tree: Tree, name: str, value: Any) -> Tree:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: value if path_name(path) == name else leaf, tree)
 
 
+def replace_leaves(tree: Tree, values: dict[str, Any]) -> Tree:
+    """Replaces several leaves, each at its dotted path.
+
+    Raises:
+      KeyError: no leaf has such a path.
+
+    >>> replace_leaves({"a": 1, "b": {"c": 2}}, {"b.c": 3})
+    {'a': 1, 'b': {'c': 3}}
+    """
+    for name, value in values.items():
+        tree = replace_leaf(tree, name, value)
+    return tree
+
+
 def with_changes(record: Tree, changes: dict[str, Any], ranges: dict[str, tuple[float, float]]) -> Tree:
     """Replaces fields of a record of hyperparameters, each converted to the dtype that the default has.
 

@@ -15,9 +15,10 @@ from runs import toy
 import jaxrl
 from jaxrl import checkpoint, fit, runs, strategies
 from jaxrl.algorithms import ppo
-from jaxrl.meta.evolve import evolve, with_values
+from jaxrl.meta.evolve import evolve
 from jaxrl.networks import NetworkConfig
 from jaxrl.objectives import lpo
+from jaxrl.ops import trees
 
 RATE = "learning_rate"
 
@@ -235,7 +236,7 @@ def test_an_evolved_objective_trains_and_plays():
     hparams = agents.hyperparams(learning_rate=0.1, strategy=strategies.open_es(2).hyperparams(sigma=3.0))
     state, metrics = jax.jit(jaxrl.train(agents, 2))(jax.random.key(0), hparams)
     assert np.isfinite(metrics["held_out/fitness"]).all()
-    learned = with_values(hparams.inner, state.values)
+    learned = trees.replace_leaves(hparams.inner, state.values)
     np.testing.assert_array_equal(learned.objective.output, state.values["objective.output"])
     # The agent is what training under these values gives, and the held-out fitness what it plays.
     key, key_play = jax.random.split(jax.random.split(state.key_held_out, 1)[0])
