@@ -85,6 +85,10 @@ class Env(NamedTuple):
     action_space: Space
     max_episode_steps: int | None = None
 
+    def __repr__(self) -> str:
+        limit = "" if self.max_episode_steps is None else f", max_episode_steps={self.max_episode_steps}"
+        return f"Env({self.name!r}, observations={self.observation_space}, actions={self.action_space}{limit})"
+
 
 class Algorithm(NamedTuple):
     """A learner as pure functions; wrappers take one and return one, as `optax.chain` does.
@@ -111,6 +115,10 @@ class Algorithm(NamedTuple):
     name: str = "algorithm"
     env: Env | None = None
     config: Any = None
+
+    def __repr__(self) -> str:
+        env = "" if self.env is None else f", env={self.env.name!r}"
+        return f"Algorithm({self.name!r}{env}, env_steps={self.env_steps}, config={self.config})"
 
 
 @struct.dataclass

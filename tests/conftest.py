@@ -62,7 +62,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True, scope="module")
 def _forgotten_programs():
-    """Compiled programs are dropped once there are many: each holds some 100 memory maps, and Linux gives 65,530.
+    """Compiled programs are dropped once there are many: they hold memory maps, of which Linux gives 65,530.
 
     Beyond them a worker dies of a segmentation fault somewhere in the compiler.
     """
