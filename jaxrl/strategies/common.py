@@ -116,7 +116,8 @@ def fitness_metrics(fitness: Float[Array, " P"], pairs: bool) -> Metrics:
 def quality(weights: Float[Array, " P"], moved: Float[Array, "P n"], pairs: bool) -> Metrics:
     """How much of a generation's estimate is signal.
 
-    The estimate is the mean over m terms w_i z_i, one a candidate, or one a pair.
+    The estimate is the mean over m terms w_i z_i, one a candidate, or one a pair. Of a single term nothing is known:
+    both are NaN.
 
     - `strategy/snr`: its squared norm by the trace of its covariance, as the terms give it. It is about 1 where there
       is nothing but noise.
@@ -132,8 +133,10 @@ def quality(weights: Float[Array, " P"], moved: Float[Array, "P n"], pairs: bool
         plus, minus = jnp.split(terms, 2)
         terms = plus + minus
     num = len(terms)
+    if num < 2:
+        return dict.fromkeys(("strategy/snr", "strategy/half_cosine"), jnp.float32(jnp.nan))
     mean = jnp.mean(terms, axis=0)
-    variance = jnp.sum(jnp.square(terms - mean[None])) / (max(num - 1, 1) * num)
+    variance = jnp.sum(jnp.square(terms - mean[None])) / ((num - 1) * num)
     one, other = jnp.sum(terms[::2], axis=0), jnp.sum(terms[1::2], axis=0)
     norms = jnp.linalg.norm(one) * jnp.linalg.norm(other)
     return {

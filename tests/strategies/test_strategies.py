@@ -169,6 +169,14 @@ def test_metrics_of_a_generation():
         assert got[name] == pytest.approx(value, rel=1e-5), name
 
 
+def test_of_a_single_pair_the_noise_is_not_known():
+    strategy = strategies.open_es(2)
+    state, hparams = begun(strategy, jnp.zeros(2), sigma=1.0)
+    _, metrics = strategy.tell(state, strategy.ask(state, hparams), jnp.array([1.0, 2.0]), hparams)
+    assert np.isnan(metrics["strategy/snr"]) and np.isnan(metrics["strategy/half_cosine"])
+    assert np.isfinite(metrics["strategy/step"])
+
+
 def test_noise_has_a_signal_to_noise_ratio_of_one():
     strategy = strategies.open_es(64)
     hparams = strategy.hyperparams()
