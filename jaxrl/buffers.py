@@ -109,6 +109,7 @@ class NStep:
       reward: Σ_{k<h} γ^k r_{t+k}.
       discount: γ^h, 0 if the last of the h steps terminated.
       next_obs: the successor of the last of them.
+      length: h, from 1 to n.
     """
 
     obs: Observation
@@ -116,6 +117,7 @@ class NStep:
     reward: Float[Array, " N"]
     discount: Float[Array, " N"]
     next_obs: Observation
+    length: Int[Array, " N"]
 
 
 @struct.dataclass
@@ -342,6 +344,7 @@ def n_step(items: Experience, index: Int[Array, " N"], num_steps: int, gamma: Fl
         reward=total,
         discount=jnp.where(terminal, 0.0, gamma ** length.astype(jnp.float32)),
         next_obs=one(windows(items.next_obs, last, 1)),
+        length=length,
     )
 
 

@@ -1,8 +1,6 @@
-"""Settings of all tests: ranks never broadcast silently, one platform, and quick compiling where that is the work."""
+"""Settings of all tests: ranks never broadcast silently, and programs are dropped once there are too many."""
 
 import gc
-import os
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -21,13 +19,10 @@ QUICK = (
     "test_estimators",
     "sweeps/test_halving",
 )
-OPTIMIZED = ("learning/test_tasks", "learning/test_probes")
+TRAINING = ("learning/test_tasks", "learning/test_probes")
 TESTS = Path(__file__).parent
 _MAPS = Path("/proc/self/maps")
 _MANY_MAPS = 20_000
-_FUSIONS = "--xla_cpu_use_fusion_emitters=false"
-_UNOPTIMIZED, _LEAST_SECONDS = "jax_disable_most_optimizations", "jax_persistent_cache_min_compile_time_secs"
-_USUAL_SECONDS = getattr(jax.config, _LEAST_SECONDS)
 
 
 @pytest.fixture(autouse=True)
@@ -36,28 +31,15 @@ def _strict_ranks():
         yield
 
 
-def pytest_configure(config):
-    """Ordinary tests compile in two thirds of the time without XLA's newer code for fusions, and run no longer.
+def pytest_collection_modifyitems(items):
+    """Marks what runs for a blink: `scripts/test` compiles it without optimization, in processes of its own.
 
-    The flag is gone in jax 0.11. Slow tests, where running is what takes the time, keep the newer code.
+    Slow tests, those that train for a while, and everything that runs, sweeps and commands, compile as users do.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "not slow" in config.getoption("markexpr") and version("jaxlib").startswith("0.10.") and _FUSIONS not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_FUSIONS}"
-
-
-def pytest_runtest_setup(item):
-    """Programs that run for a blink are compiled without optimization, which takes about half the time.
-
-    They are not kept in the compilation cache either, which others would read. Slow tests, and everything that is not
-    in QUICK (runs, sweeps, the command line), compile as users do.
-    """
-    path = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
-    quick = path.startswith(QUICK) and not path.startswith(OPTIMIZED) and "slow" not in item.keywords
-    if quick != jax.config.read(_UNOPTIMIZED):
-        jax.clear_caches()  # a cached program does not say how it was compiled
-        jax.config.update(_UNOPTIMIZED, quick)
-        jax.config.update(_LEAST_SECONDS, 1e9 if quick else _USUAL_SECONDS)
+    for item in items:
+        path = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
+        if path.startswith(QUICK) and not path.startswith(TRAINING) and "slow" not in item.keywords:
+            item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(autouse=True, scope="module")

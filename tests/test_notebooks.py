@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 SMALL = {
     "1_first_run": {"num_seeds": 2, "num_iterations": 4},
     "2_sweeps": {"num_seeds": 4, "total_steps": 2_048, "num_rates": 2},
+    "3_algorithm": {"num_seeds": 2, "num_iterations": 20},
     "4_objectives": {"num_iterations": 4, "num_candidates": 4, "num_rounds": 2, "num_seeds": 2},
 }
 

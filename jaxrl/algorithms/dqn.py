@@ -11,6 +11,11 @@ One step of the algorithm is `num_rounds` times, with shapes:
       priorities   of the entries drawn                                          [N]
       target       copied every `target_period` updates, or averaged
 
+With a network that has a memory what is drawn are sequences (R2D2, Kapturowski et al. 2019): windows of
+burn_in + length + n - 1 rows, the first with the memory that acting had there. Both networks go through all rows from
+it, forgetting where an episode starts; the loss is of the `length` rows after the burn-in, N of them one after another.
+With `num_links` above 1 every link of a chain of networks does the update on the same draw (i-QN).
+
 The buffer begins with `num_warmup_steps` random steps of each environment, made by `init`; they count neither in
 `env_steps` nor in progress. All random numbers of a step are drawn before the loops.
 """
@@ -26,13 +31,14 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import buffers, rollout, validation, values
 from jaxrl.buffers import BufferState, Experience
-from jaxrl.networks.initializers import initialize
+from jaxrl.networks import q_network as networks
 from jaxrl.networks.q_network import QNetwork, QNetworkConfig, QOutput, q_network
 from jaxrl.ops import schedules
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import Optimizer, adam
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
-from jaxrl.values import Backup, BackupInputs, Target, ValueHead
+from jaxrl.values import Backup, BackupInputs, Target, ValueHead, sequences
+from jaxrl.values.sequences import Sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +50,14 @@ class Config:
       num_steps: steps of each environment in a round, T.
       num_updates: gradient steps in a round.
       num_rounds: rounds of one step of the algorithm; only batches random numbers and metrics.
-      batch_size: transitions of a gradient step, N.
+      batch_size: transitions of a gradient step, N; with a memory sequences.
       capacity: transitions kept; a multiple of num_envs · num_steps.
       num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
         `num_steps`.
       n_step: rows of a target, n.
+      burn_in: rows that only bring the memory up to date, with a memory.
+      length: rows of a sequence that are learned, with a memory.
+      num_links: networks in a chain, of which each learns from the target of the one before; 1 is no chain.
       prioritized: whether replay is by priority.
       target: whether the successor is valued by a copy of the parameters, or by themselves.
       schedule: how the learning rate falls with progress: constant, linear or cosine.
@@ -66,6 +75,9 @@ class Config:
     capacity: int = 16_384
     num_warmup_steps: int = 128
     n_step: int = 1
+    burn_in: int = 0
+    length: int = 1
+    num_links: int = 1
     prioritized: bool = False
     target: bool = True
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -84,12 +96,15 @@ class Hyperparams:
       head: coefficients of the representation of returns.
       backup: coefficients of what is bootstrapped from.
       replay: coefficients of priorities (`buffers.Coefficients`), or ().
+      priority_max: share of the greatest error in a sequence's priority, the rest being the mean; () without sequences
+        or priorities.
+      sync_period: updates from one synchronization of a chain's targets to the next; () without a chain.
       learning_rate: of the optimizer, at the beginning.
       gamma: discount factor.
       epsilon_start: share of random actions at the beginning.
       epsilon_end: share of random actions at the end of the decay.
       epsilon_fraction: share of `horizon` over which it decays linearly.
-      target_period: updates from one synchronization of the target to the next.
+      target_period: updates from one synchronization of the target to the next; of a chain from one move of its window.
       tau: how far it moves then: 1 copies.
       max_grad_norm: gradients of a greater global norm are scaled down to it.
       horizon: environment steps over which progress goes from 0 to 1.
@@ -99,6 +114,8 @@ class Hyperparams:
     head: PyTree
     backup: PyTree
     replay: PyTree
+    priority_max: PyTree
+    sync_period: PyTree
     learning_rate: Float[Array, ""]
     gamma: Float[Array, ""]
     epsilon_start: Float[Array, ""]
@@ -116,7 +133,7 @@ class State:
 
     Attributes:
       key: the random key that every later draw comes from.
-      params: the network's parameters.
+      params: the network's parameters; of a chain leaves [C, ...], as those of the next two.
       opt_state: the optimizer's state.
       target_params: those that the successor is valued by, or ().
       target_age: updates since they were synchronized.
@@ -148,6 +165,17 @@ class _Learner:
     target_params: PyTree
     target_age: Int[Array, ""]
     priorities: PyTree
+
+
+@struct.dataclass
+class _Drawn:
+    """What a gradient step learns from: M transitions, of sequences those learned."""
+
+    batch: buffers.NStep
+    past: Sequences | None
+    weight: Float[Array, " M"]
+    keys: tuple[Any, ...]
+    progress: Float[Array, ""]
 
 
 @memoize
@@ -186,23 +214,36 @@ def dqn(
     """
     net = _network(env, network, head, config)
     reset = rollout.Reset(config.reset, config.reset_size)
-    validation.counts("dqn", config, ("num_envs", "num_steps", "num_updates", "num_rounds", "num_warmup_steps"))
+    validation.counts("dqn", config, _COUNTS)
     validation.choices("dqn", config)
     reset.validate(config.num_envs)
+    _check_parts(net, config)
+    window = config.burn_in + config.length + config.n_step - 1
     make_buffer = buffers.prioritized if config.prioritized else buffers.uniform
-    buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, config.n_step)
-    _check_rows(config)
+    buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, window)
+    _check_rows(config, window)
     round_size = config.num_envs * config.num_steps
     batch_size = round_size * config.num_rounds
     precision = config.matmul_precision
     num_online, num_target, num_policy = head.fractions or (1, 1, 1)
+    chain, learned = config.num_links > 1, (config.burn_in, config.length)
+    absent = () if net.recurrent and config.prioritized else ("priority_max",)
+    absent += () if chain else ("sync_period",)
 
     def hyperparams(**changes: Any) -> Hyperparams:
+        for name in absent:
+            if name in changes:
+                raise ValueError(f"dqn: {name} = {changes[name]} has no effect without {_NEEDS[name]}.")
+        leaves = {name: leaf for name, leaf in _LEAVES.items() if name not in absent}
         nested = {"head": head.init(), "backup": backup.init(), "replay": buffer.hyperparams()}
-        return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
+        return build(
+            Hyperparams, leaves, config, changes, env=env.default_params(), **nested, **dict.fromkeys(absent, ())
+        )
 
-    def evaluate(params: PyTree, obs: Observation, key: Key | None, num: int) -> QOutput:
-        return net.apply(params, obs, key, num)  # type: ignore[return-value]
+    def evaluate(
+        params: PyTree, obs: Observation, key: Key | None, num: int, memory: Memory = (), start: Any = None
+    ) -> QOutput:
+        return networks.apply_step(net, params, obs, key, num, memory, start)
 
     def value_of(hparams: PyTree, output: QOutput, obs: Observation) -> Float[Array, "... A"]:
         return values.legal_only(head.mean(hparams, output), obs)
@@ -211,25 +252,36 @@ def dqn(
         key: Key, noise: PyTree, params: PyTree, actor: rollout.ActorState, epsilon: Array, hparams: Hyperparams
     ) -> tuple[rollout.ActorState, Experience, Metrics]:
         def policy(draw: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-            numbers, key_network = draw
-            value = value_of(hparams.head, evaluate(params, obs, key_network, num_policy), obs)
-            action = values.epsilon_greedy(numbers, value, epsilon)
-            return action, action, memory, ()
+            numbers, key_network, link = draw
+            output = evaluate(_link(params, link), obs, key_network, num_policy, memory, start)
+            action = values.epsilon_greedy(numbers, value_of(hparams.head, output, obs), epsilon)
+            return action, action, output.memory, (memory, start) if net.recurrent else ()
 
         actor, batch, metrics = rollout.collect(key, env, hparams.env, actor, policy, noise, reset)
         fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(Experience)}
         return actor, Experience(**fields), metrics
 
-    def draws(key: Key, *axes: int) -> tuple[Array, Any]:
-        """Randomness of as many steps: what makes actions random, and what the network draws from."""
+    def draws(key: Key, *axes: int) -> tuple[Array, Any, Any]:
+        """Randomness of as many steps: what makes actions random, what the network draws from, which link acts."""
         key, key_network = jax.random.split(key)
+        links = None
+        if chain:
+            key_network, key_link = jax.random.split(key_network)
+            links = jax.random.randint(key_link, axes, 0, config.num_links)
         keys = jax.random.split(key_network, axes) if net.stochastic else None
-        return jax.random.uniform(key, (*axes, config.num_envs, 2)), keys
+        return jax.random.uniform(key, (*axes, config.num_envs, 2)), keys, links
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_params, key_actor, key_noise, key_collect = jax.random.split(key, 5)
-        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
-        params = initialize(net, key_params, jax.tree.map(lambda x: x[0], actor.obs))
+        memory = net.initial_memory((config.num_envs,))
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, memory, reset)
+        obs = jax.tree.map(lambda x: x[0], actor.obs)
+        start = lambda key: networks.init_params(net, key, obs)
+        optimize = optimizer(hparams, hparams.learning_rate).init
+        if chain:
+            start, optimize = jax.vmap(start), jax.vmap(optimize)
+            key_params = jax.random.split(key_params, config.num_links)
+        params = start(key_params)
         actor, rows, _ = collect(
             key_collect, draws(key_noise, config.num_warmup_steps), params, actor, jnp.float32(1.0), hparams
         )
@@ -237,7 +289,7 @@ def dqn(
         return State(
             key=key,
             params=params,
-            opt_state=optimizer(hparams, hparams.learning_rate).init(params),
+            opt_state=optimize(params),
             target_params=jax.tree.map(jnp.copy, params) if config.target else (),
             target_age=jnp.int32(0),
             actor=actor,
@@ -248,29 +300,30 @@ def dqn(
             num_steps=jnp.int32(0),
         )
 
-    def learn(
-        learner: _Learner, bits: Array, key: Key | None, replay: BufferState, progress: Array, hparams: Hyperparams
-    ) -> tuple[_Learner, Metrics]:
-        """One gradient step."""
-        keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
-        replay = dataclasses.replace(replay, priorities=learner.priorities)
-        sample = buffer.sample(hparams.replay, replay, bits, progress)
-        batch = buffers.n_step(replay.items, sample.index, config.n_step, hparams.gamma)
+    def update(
+        online: PyTree, opt_state: Any, frozen: PyTree, drawn: _Drawn, hparams: Hyperparams
+    ) -> tuple[PyTree, Any, Array, Metrics]:
+        """One gradient step of one network, or of one link of the chain."""
+        batch, past, keys = drawn.batch, drawn.past, drawn.keys
 
         # --- Estimate ------------------------------------------------------------------------------------------------
-        online, frozen = learner.params, learner.target_params if config.target else learner.params
-        following = evaluate(frozen, batch.next_obs, keys[0], num_target)
-        # Implicit quantiles choose by fractions of their own.
-        chosen_by = evaluate(frozen, batch.next_obs, keys[1], num_policy) if head.fractions else following
+        known, known_frozen = (sequences.recall(net, x, past, batch.length, config.burn_in) for x in (online, frozen))
+        following = evaluate(frozen, batch.next_obs, keys[0], num_target, known_frozen.after)
+        chosen_by = following
+        if head.fractions:
+            # Implicit quantiles choose by fractions of their own.
+            chosen_by = evaluate(frozen, batch.next_obs, keys[1], num_policy, known_frozen.after)
+        ahead = evaluate(online, batch.next_obs, keys[2], num_policy, known.after)
+        first = sequences.starts_of(past, *learned)
+        now = evaluate(frozen, batch.obs, keys[3], num_policy, known_frozen.before, first)
         weight, shift, bonus = backup.choose(
             hparams.backup,
             BackupInputs(
-                online_next=value_of(
-                    hparams.head, evaluate(online, batch.next_obs, keys[2], num_policy), batch.next_obs
-                ),
+                online_next=value_of(hparams.head, ahead, batch.next_obs),
                 target_next=value_of(hparams.head, chosen_by, batch.next_obs),
-                target_now=value_of(hparams.head, evaluate(frozen, batch.obs, keys[3], num_policy), batch.obs),
+                target_now=value_of(hparams.head, now, batch.obs),
                 action=batch.action,
+                progress=drawn.progress,
             ),
         )
         reward = batch.reward if bonus is None else batch.reward + bonus
@@ -278,25 +331,54 @@ def dqn(
 
         # --- Update --------------------------------------------------------------------------------------------------
         def loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
-            output = evaluate(params, batch.obs, keys[4], num_online)
+            if past is None:
+                output = evaluate(params, batch.obs, keys[4], num_online)
+            else:
+                output = sequences.evaluate_rows(net, params, past, known.first, *learned, keys[4], num_online)
             taken = jnp.take_along_axis(output.values, batch.action[:, None, None], axis=1)[:, 0]
             losses, surprise = head.loss(hparams.head, dataclasses.replace(output, values=taken), target)
-            return jnp.mean(sample.weight * losses), (surprise, jnp.mean(head.mean(hparams.head, output)))
+            return jnp.mean(drawn.weight * losses), (surprise, jnp.mean(head.mean(hparams.head, output)))
 
-        rate = hparams.learning_rate * schedules.SCHEDULES[config.schedule](progress)
+        rate = hparams.learning_rate * schedules.SCHEDULES[config.schedule](drawn.progress)
         (value_loss, (surprise, mean)), gradient = jax.value_and_grad(loss, has_aux=True)(online)
-        updates, opt_state = optimizer(hparams, rate).update(gradient, learner.opt_state, online)
-        params = optax.apply_updates(online, updates)
-        frozen, age = learner.target_params, learner.target_age
-        if config.target:
-            frozen, age = values.synchronize(frozen, params, age, hparams.target_period, hparams.tau)
-        priorities = buffer.update(hparams.replay, learner.priorities, sample.index, surprise)
-        return _Learner(params, opt_state, frozen, age, priorities), {
+        updates, opt_state = optimizer(hparams, rate).update(gradient, opt_state, online)
+        info = {
             "loss/value": value_loss,
             "loss/surprise": jnp.mean(surprise),
             "value/mean": mean,
             "gradient/norm": optax.tree.norm(gradient),
         }
+        return optax.apply_updates(online, updates), opt_state, surprise, info
+
+    def learn(
+        learner: _Learner, bits: Array, key: Key | None, replay: BufferState, progress: Array, hparams: Hyperparams
+    ) -> tuple[_Learner, Metrics]:
+        """Draws, updates, and what follows from it."""
+        keys = (None,) * 5 if key is None else tuple(jax.random.split(key, 5))
+        replay = dataclasses.replace(replay, priorities=learner.priorities)
+        sample = buffer.sample(hparams.replay, replay, bits, progress)
+        rows, weight, past = sample.index, sample.weight, None
+        if net.recurrent:
+            rows = sequences.learned_rows(rows, config.capacity // config.num_envs, config.num_envs, *learned)
+            weight = jnp.tile(weight, config.length)
+            obs, (memory, start) = buffers.windows((replay.items.obs, replay.items.extras), sample.index, window)
+            past = Sequences(obs, start, jax.tree.map(lambda x: x[0], memory))
+        batch = buffers.n_step(replay.items, rows, config.n_step, hparams.gamma)
+        drawn = _Drawn(batch, past, weight, keys, progress)
+        frozen, age = learner.target_params if config.target else learner.params, learner.target_age
+        each = jax.vmap(update, (0, 0, 0, None, None)) if chain else update
+        params, opt_state, surprise, info = each(learner.params, learner.opt_state, frozen, drawn, hparams)
+        if chain:
+            info, surprise = jax.tree.map(jnp.mean, info), jnp.mean(surprise, axis=0)
+            periods = (hparams.target_period, hparams.sync_period, hparams.tau)
+            frozen, params, age = values.synchronize_chain(frozen, params, age, *periods)
+        elif config.target:
+            frozen, age = values.synchronize(frozen, params, age, hparams.target_period, hparams.tau)
+        if net.recurrent and config.prioritized:
+            errors, share = surprise.reshape((config.length, -1)), hparams.priority_max
+            surprise = share * jnp.max(errors, axis=0) + (1.0 - share) * jnp.mean(errors, axis=0)
+        priorities = buffer.update(hparams.replay, learner.priorities, sample.index, surprise)
+        return _Learner(params, opt_state, frozen if config.target else (), age, priorities), info
 
     def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
         with jax.default_matmul_precision(precision):
@@ -348,13 +430,27 @@ def dqn(
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         key_action, key_network = (None, None) if key is None else jax.random.split(key)
+        link = None
+        if chain and key_network is not None:
+            key_network, key_link = jax.random.split(key_network)
+            link = jax.random.randint(key_link, (), 0, config.num_links)
+        elif chain:
+            link = config.num_links - 1
         with jax.default_matmul_precision(precision):
-            value = value_of(state.head, evaluate(state.params, obs, key_network, num_policy), obs)
+            output = networks.apply_one(net, _link(state.params, link), obs, key_network, num_policy, memory)
+            value = value_of(state.head, output, obs)
         if key_action is None:
-            return jnp.argmax(value, axis=-1).astype(jnp.int32), memory
-        return values.epsilon_greedy(jax.random.uniform(key_action, (2,)), value, state.epsilon), memory
+            return jnp.argmax(value, axis=-1).astype(jnp.int32), output.memory
+        return values.epsilon_greedy(jax.random.uniform(key_action, (2,)), value, state.epsilon), output.memory
 
-    return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="dqn", env=env, config=config)
+    return Algorithm(
+        init, step, act, hyperparams, net.initial_memory, env_steps=batch_size, name="dqn", env=env, config=config
+    )
+
+
+def _link(params: PyTree, link: Any) -> PyTree:
+    """The parameters of one link of a chain; all, if there is none."""
+    return params if link is None else jax.tree.map(lambda x: x[link], params)
 
 
 def _network(env: Env, network: QNetwork | None, head: ValueHead, config: Config) -> QNetwork:
@@ -371,7 +467,23 @@ def _network(env: Env, network: QNetwork | None, head: ValueHead, config: Config
     return network
 
 
-def _check_rows(config: Config) -> None:
+def _check_parts(net: QNetwork, config: Config) -> None:
+    sequential = (config.burn_in, config.length) != (0, 1)
+    if isinstance(config.burn_in, bool) or not isinstance(config.burn_in, int) or config.burn_in < 0:
+        raise ValueError(f"dqn: burn_in must be a whole number of at least 0; got burn_in = {config.burn_in!r}.")
+    if sequential and not net.recurrent:
+        raise ValueError(
+            f"dqn: burn_in and length are for a network with memory; got burn_in = {config.burn_in}, "
+            f"length = {config.length} and memory = 'none'. Set QNetworkConfig(memory='lstm')."
+        )
+    if config.num_links > 1 and (net.recurrent or not config.target):
+        raise ValueError(
+            "dqn: a chain needs targets, and its links no memory, since each would remember something else; got "
+            f"num_links = {config.num_links}, target = {config.target}, memory = {net.config.memory!r}."
+        )
+
+
+def _check_rows(config: Config, window: int) -> None:
     num_rows = config.capacity // config.num_envs
     if num_rows % config.num_steps or config.num_warmup_steps % config.num_steps:
         raise ValueError(
@@ -379,11 +491,11 @@ def _check_rows(config: Config) -> None:
             f"at the buffer's end; got capacity = {config.capacity}, num_envs = {config.num_envs}, "
             f"num_warmup_steps = {config.num_warmup_steps}, num_steps = {config.num_steps}."
         )
-    if not config.n_step <= config.num_warmup_steps <= num_rows or num_rows % config.num_warmup_steps:
+    if not window <= config.num_warmup_steps <= num_rows or num_rows % config.num_warmup_steps:
         raise ValueError(
-            "dqn: num_warmup_steps must be at least n_step, so that there is something to draw, and divide the rows of "
-            f"the buffer, capacity / num_envs; got num_warmup_steps = {config.num_warmup_steps}, "
-            f"n_step = {config.n_step}, {num_rows} rows."
+            "dqn: num_warmup_steps must be at least n_step, with a memory burn_in + length + n_step - 1, so that there "
+            "is something to draw, and divide the rows of the buffer, capacity / num_envs; got "
+            f"num_warmup_steps = {config.num_warmup_steps}, a window of {window} rows, {num_rows} rows."
         )
 
 
@@ -397,4 +509,11 @@ _LEAVES = {
     "tau": Leaf(1.0, 0.0, 1.0, needs=("target", True)),
     "max_grad_norm": Leaf(10.0, 1e-12),
     "horizon": Leaf(500_000.0, 1.0),
+    "priority_max": Leaf(0.9, 0.0, 1.0),
+    "sync_period": Leaf(10.0, 1.0),
 }
+_NEEDS = {
+    "priority_max": "a network with memory and config.prioritized",
+    "sync_period": "a chain, config.num_links above 1",
+}
+_COUNTS = ("num_envs", "num_steps", "num_updates", "num_rounds", "num_warmup_steps", "n_step", "length", "num_links")

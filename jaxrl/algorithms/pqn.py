@@ -153,7 +153,7 @@ def pqn(
 
     Raises:
       ValueError: actions are not discrete, a count is not positive, a rollout does not split evenly into minibatches, a
-        choice is unknown, or the network or the head is random.
+        choice is unknown, or the network or the head is random, or has a memory.
 
     Example:
       >>> import jaxrl
@@ -168,6 +168,11 @@ def pqn(
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(config.num_envs)
     net = q_network(env.observation_space, env.action_space, head.size, bool(head.fractions), config.network)
+    if net.recurrent:
+        raise ValueError(
+            f"pqn: the network must have no memory; got memory = {config.network.memory!r}. Use dqn with memory, which "
+            "learns from sequences."
+        )
     if net.stochastic:
         raise ValueError(
             f"pqn: network and head must not be random; got noisy = {config.network.noisy} and head = {head.name!r}. "

@@ -8,27 +8,31 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl import acting, estimators, objectives, values
+from jaxrl import acting, buffers, ensembles, estimators, objectives, values
 from jaxrl.algorithms import (
     avg,
     bpg,
     ccn,
     dqn,
     harpg,
+    lpg,
     mac,
     ppo,
     pqn,
     props,
     reppo,
+    sac,
     stream_ac,
     stream_q,
+    td3,
     trpo,
     utilities,
 )
 from jaxrl.names import unknown
 from jaxrl.networks import ActorCritic
+from jaxrl.networks.control import ControlConfig, ControlNetworks
 from jaxrl.networks.q_network import QNetwork, QNetworkConfig
-from jaxrl.ops.optimizers import gradient_transport, rmsprop
+from jaxrl.ops.optimizers import adam_with, gradient_transport, rmsprop
 from jaxrl.types import Algorithm, Env, memoize
 
 
@@ -60,7 +64,7 @@ def _variant(
     summary: str,
     name: str,
     config: Any,
-    hyperparams: dict[str, float] | None = None,
+    hyperparams: dict[str, Any] | None = None,
     base: str = "ppo",
     **components: Any,
 ) -> Entry:
@@ -82,7 +86,11 @@ def _variant(
 _BASES: dict[str, tuple[Callable[..., Algorithm], type]] = {
     "ppo": (ppo.ppo, ppo.Hyperparams),
     "dqn": (dqn.dqn, dqn.Hyperparams),
+    "sac": (sac.sac, sac.Hyperparams),
+    "td3": (td3.td3, td3.Hyperparams),
 }
+# Kapturowski et al. 2019: much weight on errors, and no importance weights.
+_R2D2_REPLAY: Any = buffers.Coefficients(alpha=0.9, beta=0.0, beta_end=0.0)  # type: ignore[arg-type]
 _ONE_UPDATE = {"num_epochs": 1, "num_minibatches": 1, "clip_value": False, "normalize_advantage": "none"}
 
 ALGORITHMS: dict[str, Entry] = {
@@ -128,6 +136,9 @@ ALGORITHMS: dict[str, Entry] = {
         mac.mac,
         mac.Config(),
         mac.Hyperparams,
+    ),
+    "lpg": Entry(
+        "agent of a learned rule over sequences, LPG (Oh et al. 2020)", lpg.lpg, lpg.Config(), lpg.Hyperparams
     ),
     "bpg": Entry("Bayesian policy gradient (Ghavamzadeh et al. 2016)", bpg.bpg, bpg.Config(), bpg.Hyperparams),
     "avg": Entry("action value gradient, streaming (Vasan et al. 2024)", avg.avg, avg.Config(), avg.Hyperparams),
@@ -271,6 +282,98 @@ ALGORITHMS: dict[str, Entry] = {
         head=values.categorical(low=0.0, high=100.0),
         backup=values.double(),
     ),
+    "log_loss_dqn": _variant(
+        "DQN with the log loss of FQI-LOG on bounded values (Ayoub et al. 2024)",
+        "log_loss_dqn",
+        dqn.Config(),
+        base="dqn",
+        head=values.logistic(),
+    ),
+    "ggd_dqn": _variant(
+        "DQN whose errors are generalized Gaussian (Kim et al. 2024)",
+        "ggd_dqn",
+        dqn.Config(),
+        base="dqn",
+        head=values.generalized_gaussian(),
+    ),
+    "loglin_dqn": _variant(
+        "LogLinDQN: channels of the reward, learned through a logarithm (Fatemi and Tavakoli 2022)",
+        "loglin_dqn",
+        dqn.Config(),
+        base="dqn",
+        head=values.mapped(),
+    ),
+    "annealed_dqn": _variant(
+        "from Q-learning to expected SARSA with progress, after Omura et al. 2025",
+        "annealed_dqn",
+        dqn.Config(),
+        base="dqn",
+        backup=values.annealed(values.maximum(), values.expected()),
+    ),
+    "i_dqn": _variant(
+        "iterated Q-network: a chain of Bellman iterations learned at once (Vincent et al. 2024)",
+        "i_dqn",
+        dqn.Config(num_links=4),
+        {"target_period": 200},
+        base="dqn",
+    ),
+    "r2d2": _variant(
+        "recurrent replay: stored memory, burn-in, transformed n-step double Q (Kapturowski et al. 2019)",
+        "r2d2",
+        dqn.Config(
+            num_envs=16,
+            num_steps=4,
+            batch_size=32,
+            num_rounds=16,
+            n_step=5,
+            burn_in=8,
+            length=16,
+            prioritized=True,
+            network=QNetworkConfig(hidden=(64, 64), dueling=True, memory="lstm", memory_size=64),
+        ),
+        {"replay": _R2D2_REPLAY},
+        base="dqn",
+        head=values.scalar(transform="signed_hyperbolic"),
+        backup=values.double(),
+    ),
+    "sac": Entry("soft actor-critic (Haarnoja et al. 2018)", sac.sac, sac.Config(), sac.Hyperparams),
+    "td3": Entry("twin delayed DDPG (Fujimoto et al. 2018)", td3.td3, td3.Config(), td3.Hyperparams),
+    "ddpg": _variant(
+        "deep deterministic policy gradient (Lillicrap et al. 2015)",
+        "ddpg",
+        td3.Config(policy_delay=1, network=ControlConfig(num_critics=1)),
+        {"policy_noise": 0.0},
+        base="td3",
+    ),
+    "redq": _variant(
+        "randomized ensembled double Q-learning, 20 updates a step (Chen et al. 2021)",
+        "redq",
+        sac.Config(num_updates=20, policy_delay=20, network=ControlConfig(num_critics=10)),
+        base="sac",
+        aggregate=ensembles.subset(2),
+    ),
+    "droq": _variant(
+        "dropout and layer normalization in the critics, 20 updates a step (Hiraoka et al. 2021)",
+        "droq",
+        sac.Config(num_updates=20, policy_delay=20, network=ControlConfig(norm="layer", dropout=True)),
+        base="sac",
+        aggregate=ensembles.minimum(climb="mean"),
+    ),
+    "tqc": _variant(
+        "truncated quantile critics (Kuznetsov et al. 2020)",
+        "tqc",
+        sac.Config(network=ControlConfig(num_critics=5, num_quantiles=25)),
+        base="sac",
+        aggregate=ensembles.truncated(2),
+    ),
+    "crossq": _variant(
+        "batch normalization, no target network (Bhatt et al. 2024)",
+        "crossq",
+        sac.Config(policy_delay=3, target=False, network=ControlConfig(norm="batch")),
+        {f"{part}_learning_rate": 1e-3 for part in ("policy", "critic", "temperature")},
+        base="sac",
+        optimizer=adam_with(beta1=0.5),
+    ),
 }
 
 
@@ -297,6 +400,6 @@ def make(name: str, env: Env, **config: Any) -> Algorithm:
     for field in config:
         if field not in fields:
             raise ValueError(unknown(field, fields, kind=f"field of {name}'s config"))
-    built = isinstance(config.get("network"), ActorCritic | QNetwork)
+    built = isinstance(config.get("network"), ActorCritic | QNetwork | ControlNetworks)
     arguments = {"network": config.pop("network")} if built else {}
     return entry.factory(env, config=dataclasses.replace(entry.default_config, **config), **arguments)

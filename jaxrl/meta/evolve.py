@@ -12,10 +12,12 @@ All of it is inside the compiled program. The learners of a generation are lanes
 into chunks like the members of a population; all candidates are kept once, not once a lane.
 
 A leaf may be anything that learns better or worse: a rate, an environment's parameter, the weights of a learned
-objective. Persistent learners, which live on from one generation to the next (PES, NRES), would keep their state in
-`State`, in the place where `_train` begins with `init`.
+objective. Learners may meet a task of their own each, drawn from a distribution, and lives of different lengths; the
+held-out keys then mean held-out tasks. Persistent learners, which live on from one generation to the next (PES, NRES),
+would keep their state in `State`, in the place where `_train` begins with `init`.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -25,14 +27,18 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import names, validation
+from jaxrl import validation
 from jaxrl.evaluation import evaluate
+from jaxrl.meta.leaves import chosen_leaves
 from jaxrl.ops import trees
 from jaxrl.ops.members import check_split, over_members
-from jaxrl.types import Action, Algorithm, Key, Memory, Metrics, Observation, Strategy, memoize
+from jaxrl.types import Action, Algorithm, EnvParams, Key, Memory, Metrics, Observation, Strategy, memoize
 
 Fitness = Callable[[Any, Metrics], Float[Array, ""]]
 """`(state, metrics [num_steps]) -> fitness` of one learner after its training."""
+
+Tasks = Callable[[Key], EnvParams]
+"""`(key) -> parameters of the environment`, drawn from a distribution of tasks."""
 
 
 @struct.dataclass
@@ -99,6 +105,9 @@ def evolve(
     max_episode_steps: int | None = None,
     sampled: bool = False,
     common_keys: Literal["all", "pairs", "none"] = "all",
+    tasks: Tasks | None = None,
+    lifetimes: Callable[[Key], Int[Array, ""]] | None = None,
+    normalize: Callable[[Float[Array, ""], EnvParams], Float[Array, ""]] | None = None,
     log: tuple[str, ...] = (),
     num_devices: int = 1,
     chunk: int | None = None,
@@ -108,7 +117,9 @@ def evolve(
     - A learner is `num_steps` steps of the algorithm from a fresh state. Where its hyperparameters have a `horizon`,
       that is what it is set to unless it is given, so that schedules and progress end with the learner's life.
     - All learners are new in each generation. With common keys the candidates of a generation differ by their leaves
-      alone: same environments, same initial weights, same noise.
+      alone: same environments, same initial weights, same noise; with `tasks` and `lifetimes` also the same task and
+      the same length of life, so `common_keys = "pairs"` compares the two of a pair on one task and spreads a
+      generation over many.
     - The population's own fitness is no progress curve, since each generation has other keys: `held_out/fitness` is.
     - Evaluation episodes are not counted in `env_steps`; all training is, that of held-out learners too.
 
@@ -126,6 +137,13 @@ def evolve(
       max_episode_steps: as for `evaluate`.
       sampled: as for `evaluate`.
       common_keys: which candidates share their learners' keys: all of a generation, those of an antithetic pair, none.
+      tasks: draws the environment's parameters of each learner; None: all have those of the hyperparameters. Leaves
+        that evolve keep their own value.
+      lifetimes: draws how many of the `num_steps` steps each learner learns; what comes after changes nothing, its
+        metrics are 0, and the learner's `horizon` is its own life. All `num_steps` are computed, and counted in
+        `env_steps`. None: all of them.
+      normalize: `(fitness, the learner's environment parameters) -> fitness`, so that tasks weigh alike in means: a
+        share of the best return, for instance.
       log: those of `leaves` that evolve as their logarithm, which keeps them positive.
       num_devices: as for `population`.
       chunk: learners that run together on a device; None: all.
@@ -155,9 +173,13 @@ def evolve(
       >>> metrics["held_out/fitness"].shape, sorted(state.values)
       ((1,), ['learning_rate'])
     """
-    chosen = _evolving(algorithm, (leaves,) if isinstance(leaves, str) else tuple(leaves), log)
+    chosen = _evolving(algorithm, leaves, log)
     num_candidates = strategy.population_size
     _check(strategy, num_steps, num_generations, num_seeds, num_held_out, fitness, common_keys)
+    if (tasks or normalize) and algorithm.env is None:
+        raise ValueError(
+            f"evolve: tasks and normalize need an algorithm with an environment; {algorithm.name!r} has env = None."
+        )
     check_split(num_candidates * num_seeds, num_devices, chunk)
     play = evaluate(algorithm, num_episodes, max_episode_steps, sampled) if fitness == "evaluation" else None
     life = float(num_steps * algorithm.env_steps)
@@ -174,9 +196,17 @@ def evolve(
 
     def learner(key: Key, values: dict[str, Array], inner: PyTree) -> tuple[Any, Array, Metrics]:
         """State at the end of a life, fitness, and sums over its episodes."""
-        key_train, key_play = jax.random.split(key)
+        drawn = {"tasks": tasks, "lifetimes": lifetimes}
+        key_train, key_play, *keys = jax.random.split(key, 2 + sum(draw is not None for draw in drawn.values()))
+        lifetime = None
+        if tasks is not None:
+            inner = dataclasses.replace(inner, env=tasks(keys[0]))
+        if lifetimes is not None:
+            lifetime = jnp.clip(lifetimes(keys[-1]), 1, num_steps)
+            if hasattr(inner, "horizon"):
+                inner = trees.replace_leaf(inner, "horizon", lifetime.astype(jnp.float32) * algorithm.env_steps)
         hparams = trees.replace_leaves(inner, values)
-        state, metrics = _train(algorithm, key_train, hparams, num_steps)
+        state, metrics = _train(algorithm, key_train, hparams, num_steps, lifetime)
         episodes = {name: jnp.sum(metrics[name]) for name in _EPISODES if name in metrics}
         if play is not None:
             score = play(key_play, state, hparams.env).mean_return
@@ -184,6 +214,8 @@ def evolve(
             score = _training_return(episodes)
         else:
             score = fitness(state, metrics)  # type: ignore[operator]
+        if normalize is not None:
+            score = normalize(score, hparams.env)
         return state, jnp.asarray(score, jnp.float32), episodes
 
     def of_lane(lane: Array, keys: Key, candidates: dict[str, Array], inner: PyTree) -> tuple[Array, Metrics]:
@@ -268,9 +300,18 @@ def evolve(
 _EPISODES = ("episode/return_sum", "episode/count")
 
 
-def _train(algorithm: Algorithm, key: Key, hparams: PyTree, num_steps: int) -> tuple[Any, Metrics]:
-    step = lambda state, _: algorithm.step(state, hparams)
-    return jax.lax.scan(step, algorithm.init(key, hparams), None, num_steps)
+def _train(
+    algorithm: Algorithm, key: Key, hparams: PyTree, num_steps: int, lifetime: Int[Array, ""] | None
+) -> tuple[Any, Metrics]:
+    def step(state: Any, n: Int[Array, ""]) -> tuple[Any, Metrics]:
+        after, metrics = algorithm.step(state, hparams)
+        if lifetime is None:
+            return after, metrics
+        lives = n < lifetime
+        metrics = {name: jnp.where(lives, value, jnp.zeros_like(value)) for name, value in metrics.items()}
+        return trees.where(lives, after, state), metrics
+
+    return jax.lax.scan(step, algorithm.init(key, hparams), jnp.arange(num_steps))
 
 
 def _training_return(episodes: Metrics) -> Array:
@@ -290,28 +331,16 @@ def _padded(num_learners: int, num_devices: int, chunk: int | None) -> tuple[int
     return each * num_devices, max(n for n in range(1, chunk + 1) if each % n == 0)
 
 
-def _evolving(algorithm: Algorithm, leaves: tuple[str, ...], log: tuple[str, ...]) -> tuple[str, ...]:
+def _evolving(algorithm: Algorithm, leaves: str | tuple[str, ...], log: tuple[str, ...]) -> tuple[str, ...]:
     """Paths of the leaves that evolve."""
     named = trees.named_leaves(algorithm.hyperparams())
-    chosen: list[str] = []
-    for path in leaves:
-        found = [name for name in named if name == path or name.startswith(f"{path}.")]
-        if not found:
-            raise ValueError(f"evolve: {names.unknown(path, named)}")
-        chosen += [name for name in found if name not in chosen]
-    if not chosen:
-        raise ValueError("evolve: leaves must name at least one hyperparameter; got leaves = ().")
-    for name in chosen:
-        if not jnp.issubdtype(named[name].dtype, jnp.floating):
-            raise ValueError(
-                f"evolve: {name} must be float to evolve; it is {named[name].dtype}. Name the leaves beside it."
-            )
+    chosen = chosen_leaves("evolve", algorithm, leaves, "evolve")
     for name in log:
         if name not in chosen:
             raise ValueError(f"evolve: log names {name!r}, which does not evolve; there are {', '.join(chosen)}.")
         if not bool(jnp.all(named[name] > 0)):
             raise ValueError(f"evolve: {name} must be positive to evolve as its logarithm; its default is not.")
-    return tuple(chosen)
+    return chosen
 
 
 def _check(

@@ -1,6 +1,7 @@
-"""The network of value-based agents: K outputs for every discrete action, dueling, noisy and implicit if asked for.
+"""The network of value-based agents: K outputs for every discrete action, with parts that are asked for.
 
     features   x = MLP(encode(obs))                                   all hidden layers but the last
+    memory     x, m ← core(x, m)                                      over time, if recurrent
     implicit   x ← x ⊙ relu(Dense(cos(π i τ)))                        for each fraction τ, if implicit
     stream     y = activation(Dense(x))                               the last hidden layer
     outputs    Dense(y), or V + A - mean_a A of two such streams      [..., A, K]
@@ -17,12 +18,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxrl import spaces, validation
-from jaxrl.networks.initializers import orthogonal
+from jaxrl.networks.initializers import initialize, orthogonal
+from jaxrl.networks.recurrent import CORES
 from jaxrl.networks.torsos import MLP, Encoder, activation_function
-from jaxrl.types import Key, Observation, memoize
+from jaxrl.types import Key, Memory, Observation, memoize
 
 _NOISE = 0.5
 """σ_0 of the deviations at the beginning, σ_0 / √inputs."""
@@ -40,6 +42,8 @@ class QNetworkConfig:
       layer_norm: whether dense layers are normalized before their activation.
       dueling: whether a value and advantages are apart.
       noisy: whether the dense layers but the first ones that are shared have learned noise; it replaces random actions.
+      memory: none, gru, lstm or s5: a recurrent core between the shared layers and the streams.
+      memory_size: width of the core.
     """
 
     hidden: tuple[int, ...] = (120, 84)
@@ -48,6 +52,8 @@ class QNetworkConfig:
     layer_norm: bool = False
     dueling: bool = False
     noisy: bool = False
+    memory: Literal["none", "gru", "lstm", "s5"] = "none"
+    memory_size: int = 128
 
 
 @struct.dataclass
@@ -57,10 +63,12 @@ class QOutput:
     Attributes:
       values: of every action, [..., A, K].
       fractions: the τ that the K values belong to, [..., K], if implicit; otherwise ().
+      memory: after the last observation, leaves [B, ...], if recurrent; otherwise ().
     """
 
     values: Float[Array, "... A K"]
     fractions: Any = ()
+    memory: Memory = ()
 
 
 class NoisyDense(nn.Module):
@@ -98,7 +106,7 @@ class NoisyDense(nn.Module):
 
 
 class QNetwork(nn.Module):
-    """Values of discrete actions. Leading axes are free.
+    """Values of discrete actions. Leading axes are free, or [T, B] if recurrent.
 
     Attributes:
       observation_space: space of one observation.
@@ -119,14 +127,34 @@ class QNetwork(nn.Module):
         """Whether a key changes the outputs."""
         return self.implicit or self.config.noisy
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether there is a memory."""
+        return self.config.memory != "none"
+
+    def initial_memory(self, batch_shape: tuple[int, ...] = ()) -> Memory:
+        """Memory at the start of an episode, leaves [*batch_shape, ...]; `()` without memory."""
+        if not self.recurrent:
+            return ()
+        return CORES[self.config.memory](self.config.memory_size, parent=None).initial_memory(batch_shape)
+
     @nn.compact
-    def __call__(self, obs: Observation, key: Key | None = None, num_fractions: int = 1) -> QOutput:
+    def __call__(
+        self,
+        obs: Observation,
+        key: Key | None = None,
+        num_fractions: int = 1,
+        memory: Memory = (),
+        start: Bool[Array, "T B"] | None = None,
+    ) -> QOutput:
         """Evaluates observations.
 
         Args:
-          obs: observations [..., *shape].
+          obs: observations [..., *shape], or [T, B, *shape] with memory.
           key: draws noise and fractions; None: no noise, and the midpoints of `num_fractions` equal parts of [0, 1].
           num_fractions: K, if implicit.
+          memory: before the first of them, leaves [B, ...], if recurrent.
+          start: whether an observation is the first of its episode, if recurrent.
 
         Returns:
           The outputs.
@@ -135,6 +163,9 @@ class QNetwork(nn.Module):
         keys = list(jax.random.split(key, 5)) if key is not None and self.stochastic else [None] * 5
         x = Encoder(self.observation_space, config.convolve, config.activation, name="encoder")(obs)
         x = MLP(config.hidden[:-1], config.activation, config.layer_norm, name="torso")(x)
+        if self.recurrent:
+            assert start is not None
+            memory, x = CORES[config.memory](config.memory_size, name="core")(memory, x, start)
         fractions, num_outputs = (), self.num_outputs
         if self.implicit:
             fractions, num_outputs = _fractions(keys[0], x.shape[:-1], num_fractions), 1
@@ -152,7 +183,7 @@ class QNetwork(nn.Module):
             values = value + values - jnp.mean(values, axis=-2, keepdims=True)
         if self.implicit:
             values = jnp.swapaxes(values[..., 0], -1, -2)
-        return QOutput(values, fractions)
+        return QOutput(values, fractions, memory)
 
     def _stream(self, name: str, num_outputs: int, x: Array, key: Key | None, key_output: Key | None) -> Array:
         config = self.config
@@ -207,7 +238,102 @@ def q_network(
     if not isinstance(action_space, spaces.Discrete):
         raise ValueError(f"q_network: actions must be Discrete, one value each; got {action_space}.")
     validation.count("q_network", "num_outputs", num_outputs)
+    validation.counts("q_network", config, ("memory_size",))
     validation.choices("q_network", config)
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"q_network: hidden must be positive widths, at least one; got hidden = {config.hidden}.")
     return QNetwork(observation_space, action_space, num_outputs, implicit, config)
+
+
+def init_params(net: QNetwork, key: Key, obs: Observation) -> PyTree:
+    """Draws a network's parameters.
+
+    Args:
+      net: the network.
+      key: a random key.
+      obs: one observation; only its shapes matter.
+
+    Returns:
+      What the other functions take.
+    """
+    if not net.recurrent:
+        return initialize(net, key, obs)
+    one = jax.tree.map(lambda x: x[None, None], obs)
+    return initialize(net, key, one, None, 1, net.initial_memory((1,)), jnp.zeros((1, 1), bool))
+
+
+def apply_step(
+    net: QNetwork,
+    params: PyTree,
+    obs: Observation,
+    key: Key | None = None,
+    num_fractions: int = 1,
+    memory: Memory = (),
+    start: Bool[Array, " B"] | None = None,
+) -> QOutput:
+    """Applies a network to observations that do not follow one another.
+
+    Args:
+      net: the network.
+      params: its parameters.
+      obs: observations, leaves [B, ...]; any leading axes if not recurrent.
+      key: as the network takes it.
+      num_fractions: as the network takes it.
+      memory: before each, leaves [B, ...].
+      start: whether each is the first of its episode; None: none is.
+
+    Returns:
+      The outputs [B], with the memory after each.
+    """
+    if not net.recurrent:
+        return net.apply(params, obs, key, num_fractions)  # type: ignore[return-value]
+    row = jax.tree.map(lambda x: x[None], obs)
+    start = jnp.zeros(jax.tree.leaves(obs)[0].shape[0], bool) if start is None else start
+    output: Any = net.apply(params, row, key, num_fractions, memory, start[None])
+    fractions = jax.tree.map(lambda x: x[0], output.fractions)
+    return QOutput(output.values[0], fractions, output.memory)
+
+
+def apply_one(
+    net: QNetwork, params: PyTree, obs: Observation, key: Key | None = None, num_fractions: int = 1, memory: Memory = ()
+) -> QOutput:
+    """Applies a network to one observation of one environment, as acting does.
+
+    Args:
+      net: the network.
+      params: its parameters.
+      obs: an observation, no leading axes.
+      key: as the network takes it.
+      num_fractions: as the network takes it.
+      memory: what it remembers; where an episode starts, `net.initial_memory()`.
+
+    Returns:
+      The output, with the memory after the observation.
+    """
+    if not net.recurrent:
+        return net.apply(params, obs, key, num_fractions)  # type: ignore[return-value]
+    batch = jax.tree.map(lambda x: x[None], (obs, memory))
+    return jax.tree.map(lambda x: x[0], apply_step(net, params, batch[0], key, num_fractions, batch[1]))
+
+
+def memories(net: QNetwork, params: PyTree, obs: Observation, memory: Memory, start: Bool[Array, "T B"]) -> Memory:
+    """The memory before every observation of a sequence, and after the last.
+
+    Args:
+      net: a recurrent network.
+      params: its parameters.
+      obs: observations, leaves [T, B, ...].
+      memory: before the first, leaves [B, ...].
+      start: whether an observation is the first of its episode. The memory that stands before it is still the last
+        one of the episode before.
+
+    Returns:
+      Leaves [T + 1, B, ...].
+    """
+
+    def step(memory: Memory, row: tuple[Observation, Array]) -> tuple[Memory, Memory]:
+        obs, start = row
+        return apply_step(net, params, obs, memory=memory, start=start).memory, memory
+
+    last, before = jax.lax.scan(step, memory, (obs, start))
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), before, last)

@@ -35,6 +35,42 @@ def adam(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransfo
     )
 
 
+@memoize
+def adam_with(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Optimizer:
+    """Adam with other constants than `adam` has, behind the same clipping.
+
+    Args:
+      beta1: decay of the first moment.
+      beta2: decay of the second.
+      epsilon: added to the root of the second.
+
+    Raises:
+      ValueError: a decay is not in [0, 1), or ε is not positive.
+
+    Example:
+      >>> import types
+      >>> import jax.numpy as jnp
+      >>> transform = adam_with(beta1=0.0)(types.SimpleNamespace(max_grad_norm=1e9), jnp.float32(0.1))
+      >>> updates, _ = transform.update(jnp.float32(3.0), transform.init(jnp.float32(0.0)))
+      >>> round(float(updates), 3)
+      -0.1
+    """
+    if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0 and epsilon > 0.0):
+        raise ValueError(
+            "adam_with: beta1 and beta2 must be at least 0 and below 1, and epsilon positive; got "
+            f"beta1 = {beta1}, beta2 = {beta2}, epsilon = {epsilon}."
+        )
+
+    def make(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(hparams.max_grad_norm),
+            optax.scale_by_adam(beta1, beta2, epsilon),
+            optax.scale(-learning_rate),  # type: ignore[arg-type]
+        )
+
+    return make
+
+
 def rmsprop(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
     """RMSProp (decay 0.99, ε = 1e-5, Mnih et al. 2016, arXiv:1602.01783, eq. 8) behind clipping of the global norm.
 

@@ -7,7 +7,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxrl
 from jaxrl import estimators, objectives, strategies, values
@@ -17,13 +19,16 @@ from jaxrl.algorithms import (
     ccn,
     dqn,
     harpg,
+    lpg,
     mac,
     ppo,
     pqn,
     props,
     reppo,
+    sac,
     stream_ac,
     stream_q,
+    td3,
     trpo,
     utilities,
 )
@@ -33,10 +38,11 @@ from jaxrl.meta.evolve import evolve
 from jaxrl.meta.pbt import Range, pbt
 from jaxrl.networks import NetworkConfig, columnar
 from jaxrl.networks.columnar import ColumnarConfig
+from jaxrl.networks.control import ControlConfig
 from jaxrl.networks.critics import CriticConfig
 from jaxrl.networks.q_network import QNetworkConfig
 from jaxrl.networks.streaming import StreamingConfig
-from jaxrl.objectives import Clip
+from jaxrl.objectives import Clip, rules
 from jaxrl.types import Algorithm
 
 
@@ -50,6 +56,7 @@ class Case:
       hparams: changes to the default hyperparameters under which every leaf matters.
       options: for each field of `Config` another value that must change the result.
       inert: leaves and fields that cannot matter in this case, each with the reason.
+      slow: whether the ordinary tests leave it out.
     """
 
     algorithm: str
@@ -57,6 +64,7 @@ class Case:
     hparams: dict[str, Any]
     options: dict[str, Any]
     inert: dict[str, str]
+    slow: bool = False
 
 
 def _ppo(env: str, changes: dict[str, Any] | None = None, **network: Any) -> Callable[..., Algorithm]:
@@ -307,6 +315,22 @@ def _mac(**config: Any) -> Algorithm:
     return mac.mac(jaxrl.make_env("probe/Credit"), config=mac.Config(**{**tiny, **config}))
 
 
+def _lpg(rule: rules.Rule, **changes: Any) -> Callable[..., Algorithm]:
+    tiny = {"num_envs": 4, "num_steps": 8, "hidden": (8,), **changes}
+    return lambda **config: lpg.lpg(jaxrl.make_env("probe/Credit"), rule, lpg.Config(**{**tiny, **config}))
+
+
+def _rule_hparams(rule: rules.Rule) -> dict[str, Any]:
+    # Positive weights, so that every unit is at work, and a finite horizon.
+    draws = np.random.default_rng(0)
+    shapes = jax.eval_shape(rule.init, jax.random.key(0))
+    weights = jax.tree.map(lambda leaf: jnp.asarray(draws.uniform(0.1, 0.6, leaf.shape), jnp.float32), shapes)
+    return {"objective": weights, "horizon": 512.0}
+
+
+_LPG, _TA_LPG = rules.lpg(3, 4, 2), rules.lpg(3, 4, 2, "gru", progress=True)
+
+
 def _bpg(**config: Any) -> Algorithm:
     # Standardized returns would not tell how large a reward is.
     tiny = {"num_envs": 4, "num_steps": 4, "standardize": False, "network": StreamingConfig(hidden=(8,))}
@@ -349,6 +373,51 @@ _DQN_HPARAMS = {
     "target_period": 2,
     "max_grad_norm": 0.1,
 }
+
+
+def _control(
+    module: Any, env: str, components: dict[str, Any] | None = None, **changes: Any
+) -> Callable[..., Algorithm]:
+    """SAC or TD3; the factory has the name of its module."""
+    tiny = {
+        "num_envs": 2,
+        "num_steps": 2,
+        "num_rounds": 2,
+        "policy_delay": 1,
+        "batch_size": 4,
+        "capacity": 16,
+        "num_warmup_steps": 4,
+        "schedule": "linear",
+        "network": ControlConfig(hidden=(8,)),
+        **changes,
+    }
+    factory = getattr(module, module.__name__.rpartition(".")[2])
+    return lambda **config: factory(
+        jaxrl.make_env(env), config=module.Config(**{**tiny, **config}), **(components or {})
+    )
+
+
+_CONTROL_HPARAMS = {
+    "policy_learning_rate": 1e-2,
+    "critic_learning_rate": 1e-2,
+    "tau": 0.1,
+    "max_grad_norm": 0.5,
+    "horizon": 40,
+}
+_CONTROL_OPTIONS = {
+    "num_envs": 4,
+    "num_steps": 1,
+    "num_updates": 2,
+    "policy_delay": 2,
+    "num_rounds": 3,
+    "batch_size": 8,
+    "capacity": 24,
+    "num_warmup_steps": 2,
+    "n_step": 2,
+    "schedule": "constant",
+    "network": ControlConfig(hidden=(8,), activation="tanh"),
+}
+_NO_ENDS = dict.fromkeys(("reset", "reset_size"), "episodes of Pendulum are longer than these runs")
 
 
 def _evolved(**config: Any) -> Algorithm:
@@ -507,6 +576,30 @@ CASES = {
         },
         _CPU,
     ),
+    "lpg": Case(
+        "lpg",
+        _lpg(_TA_LPG),
+        # Bounds that some gradients exceed and others do not.
+        _rule_hparams(_TA_LPG) | {"learning_rate": 0.01, "prediction_learning_rate": 0.01, "max_grad_norm": 0.05},
+        {
+            "num_envs": 8,
+            "num_steps": 16,
+            "hidden": (6,),
+            "activation": "relu",
+            "optimizer": "sgd",
+            "reset": "pooled",
+            "reset_size": 2,
+        },
+        {**_CPU, "tabular": "see lpg-tabular"},
+        slow=True,
+    ),
+    "lpg-tabular": Case(
+        "lpg",
+        _lpg(_LPG, tabular=True, optimizer="sgd"),
+        _rule_hparams(_LPG) | {"learning_rate": 1.0, "prediction_learning_rate": 1.0, "max_grad_norm": 0.08},
+        {},
+        {"horizon": "the rule does not see it", "hidden": "tables", "activation": "tables"},
+    ),
     "bpg": Case(
         "bpg",
         _bpg,
@@ -577,6 +670,7 @@ CASES = {
             "capacity": 24,
             "num_warmup_steps": 2,
             "n_step": 2,
+            "num_links": 2,
             "prioritized": True,
             "schedule": "constant",
             "reset": "pooled",
@@ -604,6 +698,27 @@ CASES = {
         {},
         _CPU,
     ),
+    "dqn-chain": Case(
+        "dqn",
+        _dqn({"head": values.mapped(least=0.3, greatest=0.4, share=0.5)}, num_links=3, num_updates=2),
+        {**_DQN_HPARAMS, "target_period": 4, "sync_period": 2},
+        {},
+        _CPU,
+        slow=True,
+    ),
+    "dqn-sequences": Case(
+        "dqn",
+        _dqn(
+            {"backup": values.annealed(values.maximum(), values.soft(0.5), 0.3)},
+            prioritized=True,
+            burn_in=1,
+            length=2,
+            network=QNetworkConfig(hidden=(8, 8), memory="gru", memory_size=4),
+        ),
+        _DQN_HPARAMS,
+        {"burn_in": 0, "length": 1},
+        _CPU,
+    ),
     "pqn": Case(
         "pqn",
         _pqn,
@@ -619,6 +734,26 @@ CASES = {
             "network": QNetworkConfig(hidden=(8,), activation="tanh"),
         },
         _CPU,
+    ),
+    "sac": Case(
+        "sac",
+        _control(sac, "gymnax/Pendulum-v1"),
+        {**_CONTROL_HPARAMS, "temperature_learning_rate": 1e-2},
+        _CONTROL_OPTIONS,
+        {
+            **_CPU,
+            **_SLOW,
+            **_NO_ENDS,
+            "target": "without one tau has no effect and may not be set; see test_off_policy.py",
+        },
+    ),
+    "td3": Case(
+        "td3",
+        _control(td3, "gymnax/Pendulum-v1"),
+        {**_CONTROL_HPARAMS, "policy_noise": 0.8},
+        _CONTROL_OPTIONS,
+        {**_CPU, **_SLOW, **_NO_ENDS},
+        slow=True,
     ),
 }
 

@@ -11,6 +11,7 @@ import pytest
 import jaxrl
 from jaxrl import values
 from jaxrl.algorithms import dqn, pqn
+from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.networks.q_network import QNetworkConfig, q_network
 
 NUM_SEEDS = 5
@@ -23,6 +24,12 @@ AGENTS = {
         {"prioritized": True, "n_step": 3, "network": QNetworkConfig(hidden=(16,), dueling=True, noisy=True)},
     ),
     "implicit": ({"head": values.implicit_quantile(8, 8, 4)}, {}),
+    "chain": (
+        {"head": values.logistic(0.0, 10.0), "backup": values.annealed(values.maximum(), values.expected())},
+        {"num_links": 2},
+    ),
+    "gaussian": ({"head": values.generalized_gaussian()}, {}),
+    "mapped": ({"head": values.mapped(greatest=5.0, share=0.5)}, {}),
 }
 TERMINATION = np.eye(5), [sum(GAMMA**i for i in range(5 - k)) for k in range(5)]
 TRUNCATION = [[0.0]], [1 / (1 - GAMMA)]
@@ -35,6 +42,9 @@ TRUNCATION = [[0.0]], [1 / (1 - GAMMA)]
         ("plain", "Termination", TERMINATION, 1e-2),
         ("rainbow", "Truncation", TRUNCATION, 1e-2),
         ("implicit", "Termination", TERMINATION, 1e-2),
+        pytest.param(*("chain", "Truncation", TRUNCATION, 1e-2), marks=pytest.mark.slow),
+        pytest.param(*("gaussian", "Termination", TERMINATION, 1e-2), marks=pytest.mark.slow),
+        pytest.param(*("mapped", "Truncation", TRUNCATION, 1e-2), marks=pytest.mark.slow),
     ],
 )
 def test_values_of_the_probes(agent, probe, expected, rate):
@@ -49,9 +59,31 @@ def test_values_of_the_probes(agent, probe, expected, rate):
     head = components.get("head", values.scalar())
     net = q_network(env.observation_space, env.action_space, head.size, bool(head.fractions), config.network)
     obs, value = expected
-    output = jax.vmap(lambda params: net.apply(params, jnp.float32(obs), None, 32))(state.params)
+    params = state.params
+    if config.num_links > 1:
+        # All links of all seeds.
+        params = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), params)
+    output = jax.vmap(lambda params: net.apply(params, jnp.float32(obs), None, 32))(params)
     found = head.mean(hparams.head, output)
     np.testing.assert_allclose(found, np.broadcast_to(np.array(value)[:, None], found.shape), atol=0.15)
+
+
+@pytest.mark.slow
+def test_memory_carries_a_cue():
+    """Episodes of four steps in windows of eight: what was shown at the first of them decides the last."""
+    env = jaxrl.make_env("probe/Memory")
+    config = dqn.Config(
+        **{**TINY, "num_warmup_steps": 16, "n_step": 2, "burn_in": 3, "length": 4, "prioritized": True},
+        network=QNetworkConfig(hidden=(16,), memory="gru", memory_size=16),
+    )
+    agent = dqn.dqn(env, head=values.scalar(transform="signed_hyperbolic"), backup=values.double(), config=config)
+    hparams = agent.hyperparams(gamma=GAMMA, learning_rate=1e-2, target_period=10, horizon=3200)
+    states, _ = jax.jit(jax.vmap(jaxrl.train(agent, 1), (0, None)))(
+        jax.random.split(jax.random.key(0), NUM_SEEDS), hparams
+    )
+    play = jax.jit(jax.vmap(jaxrl.evaluate(agent, 16), (0, 0, None)))
+    got = np.asarray(play(jax.random.split(jax.random.key(1), NUM_SEEDS), states, hparams.env).mean_return)
+    assert (got >= 0.95).all(), got
 
 
 def test_without_a_target_network_nothing_is_kept():
@@ -70,6 +102,12 @@ def test_without_a_target_network_nothing_is_kept():
         ({"num_steps": 3}, "must be multiples of num_steps"),
         ({"num_warmup_steps": 2}, "must be multiples of num_steps"),
         ({"num_warmup_steps": 4, "n_step": 8}, "num_warmup_steps must be at least n_step"),
+        ({"burn_in": 2}, "are for a network with memory"),
+        ({"burn_in": -1}, "burn_in must be a whole number of at least 0"),
+        ({"num_links": 0}, "num_links must be a whole number"),
+        ({"num_links": 2, "target": False}, "a chain needs targets"),
+        ({"num_links": 2, "network": QNetworkConfig(memory="gru")}, "its links no memory"),
+        ({"length": 4, "network": QNetworkConfig(memory="gru"), "n_step": 2}, "a window of 5 rows"),
         ({"num_rounds": 0}, "num_rounds must be a whole number"),
         ({"schedule": "step"}, "schedule must be one of"),
     ],
@@ -78,6 +116,14 @@ def test_messages(changes, message):
     config = dqn.Config(**{**TINY, "num_warmup_steps": 4, **changes})
     with pytest.raises(ValueError, match=message):
         dqn.dqn(jaxrl.make_env("probe/Credit"), config=config)
+
+
+def test_coefficients_of_absent_parts_cannot_be_set():
+    agent = dqn.dqn(jaxrl.make_env("probe/Credit"), config=dqn.Config(**TINY, prioritized=True))
+    with pytest.raises(ValueError, match="sync_period = 5 has no effect without a chain"):
+        agent.hyperparams(sync_period=5)
+    with pytest.raises(ValueError, match="priority_max = 1 has no effect without a network with memory"):
+        agent.hyperparams(priority_max=1)
 
 
 def test_a_network_must_have_the_outputs_of_the_head():
@@ -108,6 +154,8 @@ def test_pqn_takes_no_random_parts():
     for changes in ({"head": values.implicit_quantile()}, {"config": pqn.Config(network=QNetworkConfig(noisy=True))}):
         with pytest.raises(ValueError, match="must not be random"):
             pqn.pqn(env, **changes)
+    with pytest.raises(ValueError, match="must have no memory"):
+        pqn.pqn(env, config=pqn.Config(network=QNetworkConfig(memory="gru")))
 
 
 def test_a_resumed_population_has_no_conditional():
@@ -129,7 +177,7 @@ def test_a_resumed_population_has_no_conditional():
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    "name", ["dqn", "double_dqn", "dueling_dqn", "per_dqn", "munchausen_dqn", "c51", "qr_dqn", "iqn", "rainbow", "pqn"]
+    "name", ["dqn", "pqn", *(name for name, entry in ALGORITHMS.items() if entry.base == "dqn" and name != "r2d2")]
 )
 def test_cartpole(name):
     agent = jaxrl.make(name, jaxrl.make_env("gymnax/CartPole-v1"))
@@ -139,4 +187,22 @@ def test_cartpole(name):
     states = jax.jit(jax.vmap(lambda key: run(key, hparams)[0]))(keys)
     play = jax.jit(jax.vmap(jaxrl.evaluate(agent, 32), (0, 0, None)))
     got = np.asarray(play(jax.random.split(jax.random.key(9), NUM_SEEDS), states, hparams.env).mean_return)
+    print(name, np.round(got))
     assert np.median(got) >= 475, got
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_r2d2_remembers_along_a_chain():
+    """1 at the end of five steps for what the first showed; a random policy has 0."""
+    agent = jaxrl.make("r2d2", jaxrl.make_env("gymnax/MemoryChain-bsuite"))
+    num_steps = 300_000 // agent.env_steps
+    hparams = agent.hyperparams(horizon=num_steps * agent.env_steps)
+    states, _ = jax.jit(jax.vmap(jaxrl.train(agent, num_steps), (0, None)))(
+        jax.random.split(jax.random.key(0), NUM_SEEDS), hparams
+    )
+    play = jax.jit(jax.vmap(jaxrl.evaluate(agent, 32), (0, 0, None)))
+    got = np.asarray(play(jax.random.split(jax.random.key(9), NUM_SEEDS), states, hparams.env).mean_return)
+    print("r2d2", np.round(got, 2))
+    assert np.median(got) >= 0.95, got
+    assert got.min() >= 0.9, got

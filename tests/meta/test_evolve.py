@@ -14,10 +14,12 @@ from runs import toy
 
 import jaxrl
 from jaxrl import checkpoint, fit, runs, strategies
-from jaxrl.algorithms import ppo
+from jaxrl.algorithms import lpg, ppo
+from jaxrl.envs import grids
 from jaxrl.meta.evolve import evolve
 from jaxrl.networks import NetworkConfig
 from jaxrl.objectives import lpo
+from jaxrl.objectives.rules import Rule, Targets
 from jaxrl.ops import trees
 
 RATE = "learning_rate"
@@ -247,6 +249,87 @@ def test_an_evolved_objective_trains_and_plays():
     np.testing.assert_allclose(episodes.mean_return, metrics["held_out/fitness"][-1], rtol=1e-5)
 
 
+LEVELS = {"side": (3, 3), "steps": (5, 5), "num_objects": (1, 1), "num_walls": 0}
+
+
+@functools.cache
+def horizon_seen():
+    """A rule whose π̂ is the logarithm of the horizon, in tables on small grids."""
+
+    def targets(params, inputs):
+        policy = jnp.broadcast_to(params * inputs.log_horizon, inputs.reward.shape)
+        return Targets(policy, jnp.log(inputs.prediction))
+
+    rule = Rule(lambda key: jnp.float32(1.0), targets, 2, "horizon")
+    config = lpg.Config(num_envs=1, num_steps=2, tabular=True, optimizer="sgd")
+    return lpg.lpg(grids.make("Small", **LEVELS), rule, config)
+
+
+def of_the_task(score, level):
+    """The score, and what tells levels apart: the reward of their object."""
+    return score + 100.0 * level.reward[0]
+
+
+def log_horizon(state, metrics):
+    return jnp.sqrt(metrics["rule/policy_square"][0])
+
+
+def long_or_short(key):
+    return jax.random.randint(key, (), 1, 5)
+
+
+def test_pairs_share_tasks_and_lives_and_held_out_ones_stay():
+    draw = grids.levels("Small", **LEVELS)
+    agents = evolve(
+        horizon_seen(),
+        strategies.open_es(4),
+        num_steps=4,
+        num_held_out=3,
+        fitness=log_horizon,
+        common_keys="pairs",
+        tasks=draw,
+        lifetimes=long_or_short,
+        normalize=of_the_task,
+    )
+    hparams = agents.hyperparams(strategy=strategies.open_es(4).hyperparams(sigma=1e-6, learning_rate=0.0))
+    state = jax.jit(agents.init)(jax.random.key(0), hparams)
+
+    def expected(key):
+        keys = jax.random.split(key, 4)
+        return jnp.log(long_or_short(keys[3]).astype(jnp.float32)) + 100.0 * draw(keys[2]).reward[0]
+
+    fitness = jax.jit(jax.vmap(expected))
+    held_out = np.asarray(fitness(jax.random.split(state.key_held_out, 3)))
+    seen = []
+    for _ in range(2):
+        pairs = np.asarray(fitness(jax.random.split(jax.random.split(state.key)[1], (2, 1))[:, 0]))
+        state, metrics = jax.jit(agents.step)(state, hparams)
+        np.testing.assert_allclose(metrics["fitness/mean"], pairs.mean(), rtol=1e-4)
+        np.testing.assert_allclose(metrics["fitness/best"], pairs.max(), rtol=1e-4)
+        np.testing.assert_allclose(metrics["held_out/fitness"], held_out.mean(), rtol=1e-4)
+        np.testing.assert_allclose(metrics["held_out/std"], held_out.std(), rtol=1e-3)
+        seen.append(pairs)
+    assert len(np.unique(seen)) == 4
+
+
+def test_a_life_ends_where_it_is_drawn():
+    agent = toy.noisy_descent()
+    agents = searching(lifetimes=long_or_short, num_steps=4, num_held_out=1, fitness="training")
+    hparams = agents.hyperparams(strategy=strategies.open_es(4).hyperparams(learning_rate=0.0))
+    lengths = []
+    for seed in range(3):
+        state, metrics = jax.jit(jaxrl.train(agents, 1))(jax.random.key(seed), hparams)
+        key_train, _, key_life = jax.random.split(jax.random.split(state.key_held_out, 1)[0], 3)
+        lengths.append(int(long_or_short(key_life)))
+        alone, rows = jaxrl.train(agent, lengths[-1])(key_train, hparams.inner)
+        np.testing.assert_allclose(state.agent.params["w"], alone.params["w"], rtol=1e-5)
+        assert int(state.agent.num_steps) == lengths[-1]
+        # Of the episodes, too, only those within the life count.
+        expected = rows["episode/return_sum"].sum() / rows["episode/count"].sum()
+        np.testing.assert_allclose(metrics["held_out/fitness"][0], expected, rtol=1e-5)
+    assert min(lengths) < 4
+
+
 def test_equal_arguments_give_the_same_record():
     assert searching() is searching()
     assert searching().hyperparams().strategy.sigma == strategies.open_es(4).hyperparams().sigma
@@ -279,6 +362,8 @@ def test_leaves_that_cannot_evolve_are_refused():
     agent = jaxrl.ppo(jaxrl.make_env("gymnax/CartPole-v1"))
     with pytest.raises(ValueError, match="max_steps_in_episode must be float to evolve; it is int32"):
         evolve(agent, strategies.open_es(4), "env.max_steps_in_episode", num_steps=1)
+    with pytest.raises(ValueError, match="tasks and normalize need an algorithm with an environment"):
+        searching(tasks=long_or_short)
     with pytest.raises(ValueError, match="evaluate needs an algorithm with an environment"):
         evolve(toy.noisy_descent(), strategies.open_es(4), RATE, num_steps=1)
     quiet = toy.noisy_descent()._replace(step=lambda state, hparams: (state, {"loss/value": jnp.float32(0.0)}))

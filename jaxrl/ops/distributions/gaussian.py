@@ -119,7 +119,13 @@ class TanhGaussian:
 
     def sample_and_log_prob(self, key: Key) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
         """Draws one vector; also its log-density, computed before rounding to the bounds can lose it."""
-        u = self.base().sample(key)
+        return self.sample_and_log_prob_from(self.noise(key))
+
+    def sample_and_log_prob_from(
+        self, noise: Float[Array, "*batch D"]
+    ) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
+        """Turns noise into a draw and its log-density, as `sample_and_log_prob`."""
+        u = self.base().sample_from(noise)
         return self._forward(u), self._log_prob_before(u)
 
     def log_prob(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:

@@ -1,0 +1,421 @@
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv:1812.05905, algorithm 1), and what is a choice of its parts.
+
+One step of the algorithm is `num_rounds` times, with shapes:
+
+    collect        T steps in B environments with sampled actions                [T, B]
+    store          in a ring, drawn from uniformly                               [L, B]
+    critic         num_updates times
+      draw         N transitions over n steps                                    [N]
+      target       y = r + γ (aggregate of Q'_m(s', a') - α log π(a'|s'))        [N, J], a' from π
+      loss         of each of M critics; one optimizer step                      [M, N, K]
+      target       averaged; without a target network Q'_m is Q_m itself, evaluated in the same forward pass
+    policy         after every `policy_delay` updates of the critics
+      loss         α log π(a|s) - aggregate of Q_m(s, a), a from π               [N]
+      α            up while the entropy is below its target, else down
+
+The buffer begins with `num_warmup_steps` random steps of each environment, made by `init`; they count neither in
+`env_steps` nor in progress. All random numbers of a step but dropout's are drawn before the loops.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxrl import buffers, ensembles, replaying, rollout, spaces
+from jaxrl.buffers import BufferState
+from jaxrl.ensembles import Aggregate
+from jaxrl.networks.actor_critic import to_env_action
+from jaxrl.networks.control import ControlConfig, ControlNetworks, coefficients, evaluate, networks_for
+from jaxrl.networks.initializers import initialize
+from jaxrl.ops import schedules
+from jaxrl.ops.distributions import TanhGaussian
+from jaxrl.ops.leaves import Leaf, build
+from jaxrl.ops.optimizers import Optimizer, adam
+from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
+
+_LOG_STD = (-20.0, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What fixes shapes or the traced program; another value is another program.
+
+    Attributes:
+      num_envs: environments stepped side by side, B.
+      num_steps: steps of each environment in a round, T.
+      num_updates: updates of the critics in a round.
+      policy_delay: updates of the critics for one of the policy and the temperature.
+      num_rounds: rounds of one step of the algorithm; only batches random numbers and metrics.
+      batch_size: transitions of an update, N.
+      capacity: transitions kept; a multiple of num_envs · num_steps.
+      num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
+        `num_steps` that divides capacity / num_envs.
+      n_step: rows of a target, n.
+      target: whether successors are valued by an average of the critics' parameters, or by themselves.
+      schedule: how the learning rates fall with progress: constant, linear or cosine.
+      reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
+      reset_size: resets a step if pooled, states kept if cached.
+      matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
+      network: the default networks' layers.
+    """
+
+    num_envs: int = 1
+    num_steps: int = 1
+    num_updates: int = 1
+    policy_delay: int = 1
+    num_rounds: int = 120
+    batch_size: int = 256
+    capacity: int = 131_072
+    num_warmup_steps: int = 1024
+    n_step: int = 1
+    target: bool = True
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    reset: rollout.ResetMode = "fresh"
+    reset_size: int = 0
+    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    network: ControlConfig = dataclasses.field(default_factory=ControlConfig)
+
+
+@struct.dataclass
+class Hyperparams:
+    """What is data: every leaf may be vmapped, searched, scheduled or meta-learned.
+
+    Attributes:
+      env: parameters of the environment.
+      network: coefficients of the networks (`jaxrl.networks.control.Coefficients`).
+      policy_learning_rate: of the policy's optimizer, at the beginning.
+      critic_learning_rate: of the critics'.
+      temperature_learning_rate: of that of log α.
+      gamma: discount factor.
+      tau: how far the target parameters move after each update of the critics.
+      initial_temperature: α at the beginning.
+      target_entropy: entropy that α aims at, in nats for each entry of the action, whose range is -1 to 1.
+      max_grad_norm: gradients of a greater global norm are scaled down to it, each network's by itself.
+      horizon: environment steps over which progress goes from 0 to 1.
+    """
+
+    env: PyTree
+    network: PyTree
+    policy_learning_rate: Float[Array, ""]
+    critic_learning_rate: Float[Array, ""]
+    temperature_learning_rate: Float[Array, ""]
+    gamma: Float[Array, ""]
+    tau: Float[Array, ""]
+    initial_temperature: Float[Array, ""]
+    target_entropy: Float[Array, ""]
+    max_grad_norm: Float[Array, ""]
+    horizon: Float[Array, ""]
+
+
+@struct.dataclass
+class Parts:
+    """One thing for the policy, one for the critics, one for the temperature (of which the parameter is log α)."""
+
+    policy: PyTree
+    critic: PyTree
+    temperature: PyTree
+
+
+@struct.dataclass
+class Learner:
+    """What an update changes.
+
+    Attributes:
+      params: parameters.
+      opt_state: states of the three optimizers.
+      target_params: the critics' that successors are valued by, or ().
+      statistics: running moments of policy and critics, {} without batch normalization.
+    """
+
+    params: Parts
+    opt_state: Parts
+    target_params: PyTree
+    statistics: Parts
+
+
+@struct.dataclass
+class State:
+    """All that one step changes; saving this saves the run.
+
+    Attributes:
+      key: the random key that every later draw comes from.
+      learner: parameters and all that their updates change.
+      actor: environments in progress.
+      buffer: replay; actions between -1 and 1, flat.
+      num_steps: steps of the algorithm done.
+    """
+
+    key: Key
+    learner: Learner
+    actor: rollout.ActorState
+    buffer: BufferState
+    num_steps: Int[Array, ""]
+
+    @property
+    def params(self) -> Parts:
+        """The learner's parameters."""
+        return self.learner.params
+
+
+@memoize
+def sac(
+    env: Env,
+    network: ControlNetworks | None = None,
+    aggregate: Aggregate = ensembles.minimum(),  # noqa: B008 (memoized record)
+    optimizer: Optimizer = adam,
+    config: Config = Config(),
+) -> Algorithm:
+    """Builds soft actor-critic for an environment with bounded continuous actions.
+
+    Args:
+      env: the environment to learn in; its actions are a `Box` with finite bounds.
+      network: policy and critics; None builds `config.network` for the environment's spaces.
+      aggregate: how the critics make a target, and what the policy climbs.
+      optimizer: makes a gradient transformation from the hyperparameters and the present learning rate.
+      config: shapes and structure.
+
+    Returns:
+      The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`.
+
+    Raises:
+      ValueError: actions are no bounded `Box`, a count is not positive, a choice is unknown, the capacity, the warm-up
+        or the delay does not fit, batch normalization is to go with a target network, or the ensemble does not fit
+        the aggregate.
+
+    Example:
+      >>> import jaxrl
+      >>> small = ControlConfig(hidden=(16,))
+      >>> config = Config(num_rounds=4, batch_size=8, capacity=64, num_warmup_steps=8, network=small)
+      >>> agent = sac(jaxrl.make_env("gymnax/Pendulum-v1"), config=config)
+      >>> state, metrics = jax.jit(jaxrl.train(agent, num_steps=3))(jax.random.key(1), agent.hyperparams())
+      >>> metrics["loss/critic"].shape, int(state.buffer.filled)
+      ((3,), 20)
+    """
+    replaying.check_config("sac", config)
+    plan = replaying.order("sac", config.num_rounds, config.num_updates, config.policy_delay)
+    policy_net, critic_net = networks_for("sac", env, network, True, config.network)
+    if critic_net.config.norm == "batch" and config.target:
+        raise ValueError(
+            "sac: batch normalization needs the joint forward pass on both ends of a transition, hence no target "
+            "network; got norm = 'batch' with target = True: set Config(target=False)."
+        )
+    aggregate.check(critic_net.num_members, critic_net.num_outputs)
+    reset = rollout.Reset(config.reset, config.reset_size)
+    reset.validate(config.num_envs)
+    buffer = buffers.uniform(config.capacity, config.num_envs, config.batch_size, config.n_step)
+    space, size = env.action_space, spaces.size(env.action_space)
+    batch_size = config.num_envs * config.num_steps * config.num_rounds
+    precision = config.matmul_precision
+
+    def hyperparams(**changes: Any) -> Hyperparams:
+        nested = {"network": coefficients(critic_net.config)}
+        return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
+
+    def policy_at(learner: Learner, obs: Observation) -> TanhGaussian:
+        output, _ = evaluate(policy_net, learner.params.policy, learner.statistics.policy, obs)
+        return as_policy(output)
+
+    def init(key: Key, hparams: Hyperparams) -> State:
+        key, key_policy, key_critic, key_actor, key_warmup = jax.random.split(key, 5)
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
+        one = jax.tree.map(lambda x: x[0], actor.obs)
+        policy = dict(initialize(policy_net, key_policy, one))
+        critic = dict(initialize(critic_net, key_critic, one, jnp.zeros(size)))
+        params = Parts(policy.pop("params"), critic.pop("params"), jnp.log(hparams.initial_temperature))
+        actor, replay = replaying.warm_up(key_warmup, env, hparams.env, actor, buffer, config.num_warmup_steps, reset)
+        transforms = optimizers(hparams, 1.0)
+        learner = Learner(
+            params=params,
+            opt_state=Parts(*(transforms[name].init(getattr(params, name)) for name in transforms)),
+            target_params=jax.tree.map(jnp.copy, params.critic) if config.target else (),
+            statistics=Parts(policy, critic, ()),
+        )
+        return State(key, learner, actor, replay, jnp.int32(0))
+
+    def optimizers(hparams: Hyperparams, factor: Float[Array, ""] | float) -> dict[str, optax.GradientTransformation]:
+        """Of each of the `Parts`, with its learning rate times a factor."""
+        names = [field.name for field in dataclasses.fields(Parts)]
+        return {name: optimizer(hparams, factor * getattr(hparams, f"{name}_learning_rate")) for name in names}
+
+    def critic_update(
+        learner: Learner, row: Any, replay: BufferState, hparams: Hyperparams, factor: Array
+    ) -> tuple[Learner, Metrics]:
+        bits, noise, chosen, key = row
+        key_now, key_next = (None, None) if key is None else jax.random.split(key)
+        index = buffer.sample((), replay, bits, jnp.float32(0.0)).index
+        batch = buffers.n_step(replay.items, index, config.n_step, hparams.gamma)
+        temperature = jnp.exp(learner.params.temperature)
+        next_action, next_log_prob = policy_at(learner, batch.next_obs).sample_and_log_prob_from(noise)
+
+        def values(params: PyTree) -> tuple[Array, Array, PyTree]:
+            """Q of the batch, Q of its successors by the members chosen, and the running moments."""
+            if config.target:
+                net, frozen = critic_net, learner.target_params
+                if aggregate.num_chosen:
+                    net, frozen = net.clone(num_members=aggregate.num_chosen), ensembles.pick(frozen, chosen)
+                following, _ = evaluate(net, frozen, {}, batch.next_obs, next_action, hparams.network, key_next)
+                now, _ = evaluate(critic_net, params, {}, batch.obs, batch.action, hparams.network, key_now)
+                return now, following, learner.statistics.critic
+            both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch.obs, batch.next_obs)
+            actions = jnp.concatenate([batch.action, next_action])
+            output, moments = evaluate(
+                critic_net, params, learner.statistics.critic, both, actions, hparams.network, key_now, True
+            )
+            now, following = jnp.split(output, 2, axis=1)
+            return now, following[chosen] if aggregate.num_chosen else following, moments
+
+        def loss(params: PyTree) -> tuple[Array, Any]:
+            now, following, moments = values(params)
+            soft = soft_values(aggregate.target(following), next_log_prob, temperature)
+            target = jax.lax.stop_gradient(ensembles.bootstrap(batch, soft))
+            losses = ensembles.loss(now, target, hparams.network.kappa)
+            return jnp.sum(losses), (moments, jnp.mean(now), jnp.mean(target))
+
+        (total, (moments, value, target)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params.critic)
+        learner = replaying.descend(learner, "critic", gradient, optimizers(hparams, factor)["critic"])
+        frozen = learner.target_params
+        if config.target:
+            frozen = replaying.follow(frozen, learner.params.critic, hparams.tau)
+        statistics = dataclasses.replace(learner.statistics, critic=moments)
+        return dataclasses.replace(learner, target_params=frozen, statistics=statistics), {
+            "loss/critic": total / critic_net.num_members,
+            "value/mean": value,
+            "value/target": target,
+            "gradient/critic_norm": optax.tree.norm(gradient),
+        }
+
+    def policy_update(
+        learner: Learner, row: Any, replay: BufferState, hparams: Hyperparams, factor: Array
+    ) -> tuple[Learner, Metrics]:
+        bits, noise, key = row
+        index = buffer.sample((), replay, bits, jnp.float32(0.0)).index
+        obs = jax.tree.map(lambda x: x[0], buffers.windows(replay.items.obs, index, 1))
+        temperature = jnp.exp(learner.params.temperature)
+        climbed = slice(aggregate.num_climbed)
+        net = critic_net.clone(num_members=aggregate.num_climbed or critic_net.num_members)
+        critic, moments = (ensembles.pick(x, climbed) for x in (learner.params.critic, learner.statistics.critic))
+
+        def loss(params: PyTree) -> tuple[Array, Any]:
+            output, after = evaluate(policy_net, params, learner.statistics.policy, obs, hparams.network, True)
+            action, log_prob = as_policy(output).sample_and_log_prob_from(noise)
+            value, _ = evaluate(net, critic, moments, obs, action, hparams.network, key)
+            return jnp.mean(temperature * log_prob - aggregate.climb(value)), (-jnp.mean(log_prob), after)
+
+        (total, (entropy, after)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params.policy)
+        transforms = optimizers(hparams, factor)
+        learner = replaying.descend(learner, "policy", gradient, transforms["policy"])
+        slope = jax.grad(temperature_loss)(learner.params.temperature, entropy, size * hparams.target_entropy)
+        learner = replaying.descend(learner, "temperature", slope, transforms["temperature"])
+        statistics = dataclasses.replace(learner.statistics, policy=after)
+        return dataclasses.replace(learner, statistics=statistics), {
+            "loss/policy": total,
+            "policy/entropy": entropy,
+            "policy/temperature": temperature,
+            "gradient/policy_norm": optax.tree.norm(gradient),
+        }
+
+    def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
+        with jax.default_matmul_precision(precision):
+            return _step(state, hparams)
+
+    def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
+        key, key_collect, key_noise, key_replay, key_next, key_now, key_chosen, key_drop = jax.random.split(
+            state.key, 8
+        )
+        progress = schedules.progress(state.num_steps.astype(jnp.float32) * batch_size, hparams.horizon)
+        factor = schedules.SCHEDULES[config.schedule](progress)
+        shape, num = plan.updates_shape, plan.num_policy_updates
+        bits = buffer.noise(key_replay, *shape)
+        drops = (None, None)
+        if critic_net.stochastic:
+            key_critic, key_policy = jax.random.split(key_drop)
+            drops = jax.random.split(key_critic, shape), jax.random.split(key_policy, num)
+        rows = replaying.Rows(
+            collect=(
+                jax.random.split(key_collect, config.num_rounds),
+                jax.random.normal(key_noise, (config.num_rounds, config.num_steps, config.num_envs, size)),
+            ),
+            critic=(
+                bits,
+                jax.random.normal(key_next, (*shape, config.batch_size, size)),
+                aggregate.draw(key_chosen, critic_net.num_members, *shape),
+                drops[0],
+            ),
+            policy=(
+                replaying.last_of_each(plan, bits),
+                jax.random.normal(key_now, (num, config.batch_size, size)),
+                drops[1],
+            ),
+        )
+
+        def collect(learner: Learner, actor: Any, replay: BufferState, row: Any) -> tuple[Any, BufferState, Metrics]:
+            def behave(noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
+                action = policy_at(learner, obs).sample_from(noise)
+                return action, to_env_action(space, action), memory, ()
+
+            key_steps, noise = row
+            actor, batch, metrics = rollout.collect(key_steps, env, hparams.env, actor, behave, noise, reset)
+            return actor, buffer.add((), replay, replaying.experience(batch)), metrics
+
+        (learner, actor, replay), metrics = replaying.alternate(
+            plan,
+            (state.learner, state.actor, state.buffer),
+            rows,
+            collect,
+            lambda learner, row, replay: critic_update(learner, row, replay, hparams, factor),
+            lambda learner, row, replay: policy_update(learner, row, replay, hparams, factor),
+        )
+        return State(key, learner, actor, replay, state.num_steps + 1), rollout.summarize(metrics)
+
+    def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
+        with jax.default_matmul_precision(precision):
+            policy = policy_at(state.learner, obs)
+        return to_env_action(space, policy.mode() if key is None else policy.sample(key)), memory
+
+    return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="sac", env=env, config=config)
+
+
+def as_policy(output: tuple[Array, Array]) -> TanhGaussian:
+    """The policy that the network's outputs describe, actions between -1 and 1."""
+    mean, log_std = output
+    return TanhGaussian(mean, jnp.clip(log_std, *_LOG_STD))
+
+
+def soft_values(
+    values: Float[Array, "N J"], log_prob: Float[Array, " N"], temperature: Float[Array, ""]
+) -> Float[Array, "N J"]:
+    """Q(s', a') - α log π(a'|s'), of each quantile if there are any (arXiv:1812.05905, eq. 3).
+
+    >>> soft_values(jnp.ones((1, 1)), jnp.array([2.0]), jnp.float32(0.25)).tolist()
+    [[0.5]]
+    """
+    return values - jnp.broadcast_to((temperature * log_prob)[:, None], values.shape)
+
+
+def temperature_loss(
+    log_temperature: Float[Array, ""], entropy: Float[Array, ""], target: Float[Array, ""]
+) -> Float[Array, ""]:
+    """α (H(π) - H), whose gradient in log α lowers α while the entropy is above its target (arXiv:1812.05905, eq. 18).
+
+    >>> float(temperature_loss(jnp.float32(0.0), jnp.float32(-3.0), jnp.float32(-1.0)))
+    -2.0
+    """
+    return jnp.exp(log_temperature) * (entropy - target)
+
+
+_LEAVES = {
+    "policy_learning_rate": Leaf(3e-4, 0.0),
+    "critic_learning_rate": Leaf(3e-4, 0.0),
+    "temperature_learning_rate": Leaf(3e-4, 0.0),
+    "gamma": Leaf(0.99, 0.0, 1.0),
+    "tau": Leaf(0.005, 0.0, 1.0, needs=("target", True)),
+    "initial_temperature": Leaf(1.0, 1e-12),
+    "target_entropy": Leaf(-1.0),
+    "max_grad_norm": Leaf(1e9, 1e-12),
+    "horizon": Leaf(500_000.0, 1.0),
+}

@@ -1,0 +1,72 @@
+"""The critic of value-based agents in slots: how returns are represented, what is bootstrapped from, what is learned.
+
+    head      K outputs of the network for each action ⟷ a value; its loss       scalar, categorical, quantile, …
+    backup    the policy that the successor is valued under, and bonuses          maximum, double, soft, munchausen, …
+    target    the network that values the successor                               `synchronize`, `synchronize_chain`
+
+Every constant of a head or a backup is a leaf of its parameters, so it may be swept. A head knows nothing of actions'
+choice and a backup nothing of distributions: any two go together.
+
+A *chain* of targets (i-QN) is the same record with one axis more: parameters [C, ...], `jax.vmap` over it of the
+network and of the head's loss, with link c's successor valued by what follows link c - 1.
+"""
+
+from jaxrl.values.actions import epsilon_greedy, legal_only
+from jaxrl.values.backups import (
+    Annealed,
+    Expected,
+    Munchausen,
+    Soft,
+    annealed,
+    double,
+    expected,
+    maximum,
+    munchausen,
+    soft,
+)
+from jaxrl.values.distributional import categorical, implicit_quantile, quantile, quantile_huber
+from jaxrl.values.records import ILLEGAL, Backup, BackupInputs, Support, Target, ValueHead
+from jaxrl.values.scalars import (
+    Huber,
+    Mapped,
+    generalized_gaussian,
+    huber,
+    logistic,
+    mapped,
+    scalar,
+)
+from jaxrl.values.targets import synchronize, synchronize_chain
+
+__all__ = [
+    "ILLEGAL",
+    "Annealed",
+    "Backup",
+    "BackupInputs",
+    "Expected",
+    "Huber",
+    "Mapped",
+    "Munchausen",
+    "Soft",
+    "Support",
+    "Target",
+    "ValueHead",
+    "annealed",
+    "categorical",
+    "double",
+    "epsilon_greedy",
+    "expected",
+    "generalized_gaussian",
+    "huber",
+    "implicit_quantile",
+    "legal_only",
+    "logistic",
+    "mapped",
+    "maximum",
+    "munchausen",
+    "quantile",
+    "quantile_huber",
+    "scalar",
+    "soft",
+    "synchronize",
+    "synchronize_chain",
+]

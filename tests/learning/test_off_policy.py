@@ -1,0 +1,312 @@
+"""Off-policy control: an update against formulas in float64, values of probes, and what is learned. 5 seeds."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrl
+from jaxrl import buffers, ensembles, spaces
+from jaxrl.algorithms import sac, td3
+from jaxrl.algorithms.registry import ALGORITHMS
+from jaxrl.networks.control import ControlConfig, control_networks, evaluate
+
+NUM_SEEDS = 5
+GAMMA, TAU, RATE = 0.8, 0.3, 1e-2
+MODULES = {"sac": sac, "td3": td3}
+
+
+def with_actions(probe, **options):
+    """A probe with a continuous action of two entries that nothing depends on."""
+    env = jaxrl.make_env(f"probe/{probe}", **options)
+
+    def step(key, state, action, params):
+        return env.step(key, state, jnp.int32(0), params)
+
+    return env._replace(step=step, action_space=spaces.box(-2.0, 2.0, (2,)))
+
+
+def train(agent, num_steps, **hparams):
+    hparams = agent.hyperparams(**hparams)
+    keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
+    states, metrics = jax.jit(jax.vmap(jaxrl.train(agent, num_steps), (0, None)))(keys, hparams)
+    return states, metrics, hparams
+
+
+# --- One update ------------------------------------------------------------------------------------------------------
+
+NUM_DRAWN, ALPHA = 32, 0.7
+ONE = {
+    "num_rounds": 1,
+    "policy_delay": 1,
+    "batch_size": NUM_DRAWN,
+    "capacity": 8,
+    "num_warmup_steps": 8,
+    "network": ControlConfig(hidden=(8,)),
+}
+SHARED = {
+    "gamma": GAMMA,
+    "tau": TAU,
+    "policy_learning_rate": RATE,
+    "critic_learning_rate": RATE,
+}
+
+
+def dense(layer, x, m):
+    return x @ np.float64(layer["kernel"][m]) + np.float64(layer["bias"][m])
+
+
+def critic_of(params, obs, action):
+    """Q_m(s, a), [M, N]."""
+    x = np.concatenate([obs, action], axis=1)
+    hidden = [np.maximum(dense(params["tower"]["Dense_0"], x, m), 0.0) for m in range(2)]
+    return np.stack([dense(params["value"], hidden[m], m)[:, 0] for m in range(2)])
+
+
+def policy_of(params, name, obs):
+    return dense(params[name], np.maximum(dense(params["tower"]["Dense_0"], obs, 0), 0.0), 0)
+
+
+def squashed(params, obs, noise):
+    """An action of SAC and its log-density."""
+    mean, log_std = (policy_of(params, name, obs) for name in ("mean", "log_std"))
+    u = mean + np.exp(log_std) * noise
+    log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi) - np.log(1 - np.tanh(u) ** 2)
+    return np.tanh(u), log_prob.sum(1)
+
+
+def one_update(name, **hparams):
+    """State before and after, metrics, the batch that was drawn, and the noise of the update."""
+    env = with_actions("Termination", num_steps=3)
+    agent = getattr(MODULES[name], name)(env, config=MODULES[name].Config(**ONE))
+    hparams = agent.hyperparams(**SHARED, **hparams)
+    before = jax.jit(agent.init)(jax.random.key(0), hparams)
+    after, metrics = jax.jit(agent.step)(before, hparams)
+    # The order of keys is the one in `_step`.
+    keys = jax.random.split(before.key, {"sac": 8, "td3": 7}[name])
+    buffer = buffers.uniform(8, 1, NUM_DRAWN)
+    index = buffer.sample((), after.buffer, buffer.noise(keys[3], 1, 1)[0, 0], jnp.float32(0.0)).index
+    rows = jax.tree.map(lambda x: np.asarray(x)[np.asarray(index), 0].astype(np.float64), after.buffer.items)
+    assert rows.terminated.any()
+    assert not rows.terminated.all()
+    noise = [np.float64(jax.random.normal(key, (1, 1, NUM_DRAWN, 2))[0, 0]) for key in keys[4:6]]
+    return before.learner, after.learner, metrics, rows, noise
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def assert_averaged(before, params, after):
+    """Target parameters before and after, and what they follow."""
+    exact = lambda old, new: (1 - TAU) * np.float64(old) + TAU * np.float64(new)
+    jax.tree.map(lambda old, new, target: close(target, exact(old, new)), before, params, after)
+
+
+def test_an_update_of_sac():
+    """Haarnoja et al. 2018, eq. 5, 7 and 18. The policy climbs critics that have just been updated."""
+    before, after, metrics, rows, (next_noise, noise) = one_update(
+        "sac", initial_temperature=ALPHA, target_entropy=-0.5, temperature_learning_rate=RATE
+    )
+    next_action, next_log_prob = squashed(before.params.policy, rows.next_obs, next_noise)
+    following = critic_of(before.target_params, rows.next_obs, next_action).min(0) - ALPHA * next_log_prob
+    target = rows.reward + GAMMA * (1 - rows.terminated) * following
+    values = critic_of(before.params.critic, rows.obs, rows.action)
+    close(metrics["value/target"], target.mean())
+    close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean())
+    close(metrics["value/mean"], values.mean())
+    action, log_prob = squashed(before.params.policy, rows.obs, noise)
+    climbed = critic_of(after.params.critic, rows.obs, action).min(0)
+    close(metrics["loss/policy"], (ALPHA * log_prob - climbed).mean())
+    close(metrics["policy/entropy"], -log_prob.mean())
+    # Adam's first step has the length of the rate.
+    assert abs(-log_prob.mean() + 1.0) > 0.1
+    close(after.params.temperature, math.log(ALPHA) - RATE * np.sign(-log_prob.mean() + 1.0))
+    assert_averaged(before.target_params, after.params.critic, after.target_params)
+
+
+def test_an_update_of_td3():
+    """Fujimoto et al. 2018, algorithm 1; some of the noise is clipped, and some of the actions."""
+    before, after, metrics, rows, (next_noise, _) = one_update("td3", policy_noise=2.0, noise_clip=1.5)
+    smooth = np.clip(2.0 * next_noise, -1.5, 1.5)
+    next_action = np.clip(np.tanh(policy_of(before.target_params.policy, "mean", rows.next_obs)) + smooth, -1, 1)
+    following = critic_of(before.target_params.critic, rows.next_obs, next_action).min(0)
+    target = rows.reward + GAMMA * (1 - rows.terminated) * following
+    values = critic_of(before.params.critic, rows.obs, rows.action)
+    close(metrics["value/target"], target.mean())
+    close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean())
+    action = np.tanh(policy_of(before.params.policy, "mean", rows.obs))
+    close(metrics["loss/policy"], -critic_of(after.params.critic, rows.obs, action)[0].mean())
+    assert_averaged(before.target_params, after.params, after.target_params)
+
+
+# --- Values ----------------------------------------------------------------------------------------------------------
+
+TINY = {"num_envs": 4, "num_steps": 4, "num_updates": 4, "policy_delay": 4, "batch_size": 32, "capacity": 512}
+TERMINATION = np.eye(5), [sum(GAMMA**i for i in range(5 - k)) for k in range(5)]
+TRUNCATION = [[0.0]], [1 / (1 - GAMMA)]
+ENSEMBLES = {
+    "redq": (ensembles.subset(2), {"num_critics": 4}),
+    "tqc": (ensembles.truncated(1), {"num_quantiles": 5}),
+    "droq": (ensembles.minimum("mean"), {"norm": "layer", "dropout": True}),
+}
+
+
+@pytest.mark.parametrize(
+    "name, probe, expected",
+    [
+        pytest.param("sac", "Truncation", TRUNCATION, marks=pytest.mark.slow),
+        ("td3", "Termination", TERMINATION),
+        *(
+            pytest.param(name, probe, expected, marks=pytest.mark.slow)
+            for name in ENSEMBLES
+            for probe, expected in (("Truncation", TRUNCATION), ("Termination", TERMINATION))
+        ),
+    ],
+)
+def test_values_of_the_probes(name, probe, expected):
+    """A bootstrap cut at the time limit would give at most 3.36 instead of 5, one at the end of the episode 5."""
+    base = "td3" if name == "td3" else "sac"
+    aggregate, layers = ENSEMBLES.get(name, (None, {}))
+    components = {} if aggregate is None else {"aggregate": aggregate}
+    config = MODULES[base].Config(
+        **TINY,
+        num_rounds=200,
+        num_warmup_steps=16,
+        n_step=3 if base == "td3" else 1,
+        network=ControlConfig(hidden=(16,), **layers),
+    )
+    env = with_actions(probe)
+    agent = getattr(MODULES[base], base)(env, config=config, **components)
+    entropy = {"initial_temperature": 1e-9} if base == "sac" else {}
+    states, _, hparams = train(agent, 1, gamma=GAMMA, tau=0.1, critic_learning_rate=2e-2, **entropy)
+    critic = control_networks(env.observation_space, env.action_space, base == "sac", config.network).critic
+    obs, value = expected
+    action = jnp.zeros((len(obs), 2))
+    found = jax.vmap(lambda params: evaluate(critic, params, {}, jnp.float32(obs), action, hparams.network)[0])(
+        states.params.critic
+    )
+    found = found.mean((1, 3))
+    np.testing.assert_allclose(found, np.broadcast_to(np.array(value), found.shape), atol=0.2)
+
+
+# --- Structure -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_crossq_keeps_no_target_and_moves_its_moments():
+    env, small = jaxrl.make_env("gymnax/Pendulum-v1"), {"num_rounds": 3, "num_warmup_steps": 16, "capacity": 64}
+    network = dataclasses.replace(ALGORITHMS["crossq"].default_config.network, hidden=(8,))
+    agent = jaxrl.make("crossq", env, **small, batch_size=8, network=network)
+    with pytest.raises(ValueError, match=r"tau = 0\.5 has no effect"):
+        agent.hyperparams(tau=0.5)
+    state = jax.eval_shape(agent.init, jax.random.key(0), agent.hyperparams())
+    assert state.learner.target_params == ()
+    started, metrics = jax.jit(jaxrl.train(agent, 1))(jax.random.key(0), agent.hyperparams())
+    count = lambda tree: {int(x) for x in jax.tree.leaves(tree) if x.dtype == jnp.int32}
+    # Three updates of the critics and, with their delay of three, one of the policy.
+    assert count(started.learner.statistics.critic) == {3}
+    assert count(started.learner.statistics.policy) == {1}
+    assert int(optax.tree.get(started.learner.opt_state.critic, "count")) == 3
+    assert int(optax.tree.get(started.learner.opt_state.policy, "count")) == 1
+    assert all(np.isfinite(x).all() for x in metrics.values())
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("sac", {"capacity": 30}, "sac: capacity must be a multiple of num_envs"),
+        ("sac", {"num_warmup_steps": 6}, "capacity / num_envs one of num_steps and of num_warmup_steps"),
+        ("td3", {"num_warmup_steps": 2}, "must be a multiple of num_steps and at least n_step"),
+        ("td3", {"num_warmup_steps": 4, "n_step": 8}, "at least n_step"),
+        ("td3", {"num_updates": 3, "policy_delay": 2}, "one must divide the other"),
+        ("sac", {"num_rounds": 0}, "num_rounds must be a whole number"),
+        ("sac", {"schedule": "step"}, "schedule must be one of"),
+        ("sac", {"network": ControlConfig(norm="batch")}, r"set Config\(target=False\)"),
+        ("td3", {"network": ControlConfig(norm="batch")}, "use crossq"),
+    ],
+)
+def test_messages(name, changes, message):
+    config = MODULES[name].Config(**{**TINY, "num_rounds": 4, "num_warmup_steps": 16, **changes})
+    with pytest.raises(ValueError, match=message):
+        getattr(MODULES[name], name)(jaxrl.make_env("gymnax/Pendulum-v1"), config=config)
+
+
+def test_networks_must_fit():
+    pendulum = jaxrl.make_env("gymnax/Pendulum-v1")
+    with pytest.raises(ValueError, match=r"sac: actions must be a Box with finite bounds"):
+        sac.sac(jaxrl.make_env("gymnax/CartPole-v1"))
+    fixed = control_networks(pendulum.observation_space, pendulum.action_space, stochastic=False)
+    with pytest.raises(ValueError, match="sac: needs a policy with stochastic = True"):
+        sac.sac(pendulum, fixed)
+    with pytest.raises(ValueError, match="not both"):
+        td3.td3(pendulum, fixed, config=td3.Config(network=ControlConfig(hidden=(8,))))
+    assert td3.td3(pendulum, fixed).env_steps == 120
+    with pytest.raises(ValueError, match="set num_quantiles"):
+        sac.sac(pendulum, aggregate=ensembles.truncated(2))
+
+
+def test_a_resumed_population_has_no_conditional():
+    """Counters that a resumed population carries are mapped: a predicate made of them would run both branches."""
+    tiny = {"num_rounds": 6, "num_warmup_steps": 16, "batch_size": 8}
+    agent = jaxrl.make("td3", jaxrl.make_env("gymnax/Pendulum-v1"), **tiny)
+    hparams = agent.hyperparams()
+    states = jax.eval_shape(jax.vmap(agent.init, (0, None)), jax.random.split(jax.random.key(0), 3), hparams)
+    assert " cond[" not in str(jax.make_jaxpr(jax.vmap(agent.step, (0, None)))(states, hparams))
+
+
+# --- Learning --------------------------------------------------------------------------------------------------------
+
+
+def returns(agent, states, hparams, num_episodes):
+    """Mean greedy return of each seed."""
+    run = jax.jit(jax.vmap(jaxrl.evaluate(agent, num_episodes), (0, 0, None)))
+    return np.asarray(run(jax.random.split(jax.random.key(9), NUM_SEEDS), states, hparams.env).mean_return)
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [pytest.param("sac", {"target_entropy": -2.0}, marks=pytest.mark.slow), ("td3", {"exploration_noise": 0.3})],
+)
+def test_policy(name, changes):
+    """The best policy has 0, the best one that is blind -1/12. TD3 updates its policy half as often as its critics."""
+    config = MODULES[name].Config(
+        num_envs=8,
+        num_rounds=300,
+        batch_size=32,
+        capacity=4096,
+        num_warmup_steps=32,
+        network=ControlConfig(hidden=(32,)),
+    )
+    agent = getattr(MODULES[name], name)(jaxrl.make_env("probe/ContinuousObservation"), config=config)
+    rates = {"policy_learning_rate": 3e-3, "critic_learning_rate": 3e-3, "tau": 0.02}
+    if name == "sac":
+        rates["temperature_learning_rate"] = 1e-2
+    states, _, hparams = train(agent, 3, **rates, **changes)
+    counts = [optax.tree.get(getattr(states.learner.opt_state, part), "count")[0] for part in ("critic", "policy")]
+    assert [int(count) for count in counts] == [900, {"sac": 900, "td3": 450}[name]]
+    got = returns(agent, states, hparams, 64)
+    assert (got >= -0.02).all(), got
+
+
+# Steps and threshold: a random policy has about -1200, a good one -150.
+PENDULUM = {"sac": 12_000, "td3": 12_000}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", PENDULUM)
+def test_pendulum(name):
+    """Defaults but for the learning rates, 1e-3, and layers of 64 units."""
+    entry = ALGORITHMS[name]
+    network = dataclasses.replace(entry.default_config.network, hidden=(64, 64))
+    agent = jaxrl.make(name, jaxrl.make_env("gymnax/Pendulum-v1"), network=network, capacity=16_384)
+    parts = [field.name for field in dataclasses.fields(entry.hyperparams) if field.name.endswith("learning_rate")]
+    states, _, hparams = train(agent, PENDULUM[name] // agent.env_steps, **dict.fromkeys(parts, 1e-3))
+    got = returns(agent, states, hparams, 16)
+    print(name, np.round(got, 1))
+    assert np.mean(got) >= -250, got

@@ -1,0 +1,110 @@
+"""Aggregates of an ensemble and its losses, against formulas written out in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl import ensembles
+from jaxrl.buffers import NStep
+
+M, N, K, KAPPA = 4, 6, 5, 0.7
+DRAWS = np.random.default_rng(0)
+ATOMS = DRAWS.normal(size=(M, N, K)) * 2
+TARGET = DRAWS.normal(size=(N, 7)) * 2
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def pooled(drop):
+    """Kuznetsov et al. 2020: of each successor the atoms of all critics, sorted, without the greatest."""
+    return [sorted(ATOMS[:, n].ravel().tolist())[: M * K - drop * M] for n in range(N)]
+
+
+@pytest.mark.parametrize(
+    "aggregate, target, climbed",
+    [
+        (ensembles.minimum(), ATOMS.min(0), ATOMS.mean(2).min(0)),
+        (ensembles.minimum("mean"), ATOMS.min(0), ATOMS.mean((0, 2))),
+        (ensembles.minimum("first"), ATOMS.min(0), ATOMS[0].mean(1)),
+        (ensembles.mean(), ATOMS.mean(0), ATOMS.mean((0, 2))),
+        (ensembles.truncated(2), pooled(2), ATOMS.mean((0, 2))),
+        (ensembles.truncated(0), pooled(0), ATOMS.mean((0, 2))),
+    ],
+    ids=lambda x: x.name if isinstance(x, ensembles.Aggregate) else "",
+)
+def test_targets_and_what_is_climbed(aggregate, target, climbed):
+    aggregate.check(M, K)
+    assert aggregate.draw(jax.random.key(0), M, 3) == ()
+    close(aggregate.target(jnp.float32(ATOMS)), target)
+    close(aggregate.climb(jnp.float32(ATOMS)), climbed)
+
+
+def test_subset_draws_every_pair_equally_often():
+    """Chen et al. 2021, algorithm 1: distinct members, uniformly. Of a share the deviation is 0.004."""
+    index = np.asarray(ensembles.subset(2).draw(jax.random.key(0), M, 100, 100)).reshape(-1, 2)
+    pairs, counts = np.unique(np.sort(index, axis=1), axis=0, return_counts=True)
+    assert pairs.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
+    np.testing.assert_allclose(counts / len(index), 1 / 6, atol=0.02)
+
+
+def test_subset_is_the_least_of_those_drawn():
+    aggregate = ensembles.subset(2)
+    params = {"params": {"encoder": jnp.zeros(3), "value": jnp.float32(ATOMS)}, "count": jnp.int32(7)}
+    chosen = ensembles.pick(params, jnp.array([3, 1]))
+    assert chosen["params"]["encoder"].shape == (3,)
+    assert chosen["count"] == 7
+    close(aggregate.target(chosen["params"]["value"]), np.minimum(ATOMS[3], ATOMS[1]))
+    close(aggregate.climb(jnp.float32(ATOMS)), ATOMS.mean((0, 2)))
+
+
+def test_bootstrap():
+    reward, discount = DRAWS.normal(size=N), np.where(np.arange(N) == 2, 0.0, 0.9)
+    batch = NStep(obs=(), action=(), reward=jnp.float32(reward), discount=jnp.float32(discount), next_obs=(), length=())  # type: ignore[arg-type]
+    close(ensembles.bootstrap(batch, jnp.float32(TARGET)), reward[:, None] + discount[:, None] * TARGET)
+
+
+def test_squared_loss():
+    def total(values):
+        return ensembles.loss(values, jnp.float32(TARGET[:, :1])).sum()
+
+    values = jnp.float32(ATOMS[:, :, :1])
+    error = TARGET[:, :1] - ATOMS[:, :, :1]
+    close(ensembles.loss(values, jnp.float32(TARGET[:, :1])), 0.5 * (error**2).mean((1, 2)))
+    close(jax.grad(total)(values), -error / N)
+
+
+def test_quantile_loss():
+    """A pair at a time; of the gradient, the slope of each."""
+    expected, slope = np.zeros(M), np.zeros((M, N, K))
+    for m, n, k in np.ndindex(M, N, K):
+        fraction = (2 * k + 1) / (2 * K)
+        for y in TARGET[n]:
+            u = y - ATOMS[m, n, k]
+            size = 0.5 * u**2 if abs(u) <= KAPPA else KAPPA * (abs(u) - 0.5 * KAPPA)
+            weight = abs(fraction - (u < 0)) / KAPPA / (N * K * len(TARGET[n]))
+            expected[m] += weight * size
+            slope[m, n, k] -= weight * np.clip(u, -KAPPA, KAPPA)
+
+    def total(values):
+        losses = ensembles.loss(values, jnp.float32(TARGET), jnp.float32(KAPPA))
+        return losses.sum(), losses
+
+    gradient, losses = jax.grad(total, has_aux=True)(jnp.float32(ATOMS))
+    close(losses, expected)
+    close(gradient, slope)
+
+
+def test_messages():
+    with pytest.raises(ValueError, match="climb must be one of minimum, mean, first"):
+        ensembles.minimum("last")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="size must be at most num_critics"):
+        ensembles.subset(3).check(2, 1)
+    with pytest.raises(ValueError, match="size must be a whole number"):
+        ensembles.subset(0)
+    with pytest.raises(ValueError, match="set num_quantiles in the network"):
+        ensembles.truncated(1).check(5, 1)
+    with pytest.raises(ValueError, match="must not be negative"):
+        ensembles.truncated(-1)
