@@ -10,16 +10,23 @@ QUICK = (
     "contract",
     "learning/test_",
     "objectives",
-    "test_diagnostics",
     "envs",
     "meta/test_p",
     "networks",
     "ops",
     "wrappers",
+    "test_diagnostics",
     "test_estimators",
+    "test_notebooks",
     "sweeps/test_halving",
 )
-TRAINING = ("learning/test_tasks", "learning/test_probes")
+# These train for a while, or hold of programs as users compile them.
+AS_USERS = (
+    "learning/test_tasks",
+    "learning/test_probes",
+    "test_diagnostics.py::test_training_is_the_same_bit_for_bit",
+    "test_diagnostics.py::test_churn_of_several_actions",
+)
 TESTS = Path(__file__).parent
 _MAPS = Path("/proc/self/maps")
 _MANY_MAPS = 20_000
@@ -38,7 +45,8 @@ def pytest_collection_modifyitems(items):
     """
     for item in items:
         path = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
-        if path.startswith(QUICK) and not path.startswith(TRAINING) and "slow" not in item.keywords:
+        quick = path.startswith(QUICK) and not f"{path}::{item.name}".startswith(AS_USERS)
+        if quick and "slow" not in item.keywords:
             item.add_marker(pytest.mark.quick)
 
 

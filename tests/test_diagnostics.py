@@ -343,9 +343,11 @@ EACH = pytest.mark.parametrize(
     "algorithm, env, network",
     [
         ("ppo", "gymnax/CartPole-v1", {}),
-        ("ppo", "gymnax/Pendulum-v1", {"layer_norm": True, "policy": "tanh_gaussian"}),
+        pytest.param(
+            "ppo", "gymnax/Pendulum-v1", {"layer_norm": True, "policy": "tanh_gaussian"}, marks=pytest.mark.slow
+        ),
         ("ppo", "probe/Memory", {"memory": "gru", "memory_size": 8}),
-        ("trpo", "probe/Memory", {"memory": "gru", "memory_size": 8}),
+        pytest.param("trpo", "probe/Memory", {"memory": "gru", "memory_size": 8}, marks=pytest.mark.slow),
     ],
 )
 

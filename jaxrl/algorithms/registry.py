@@ -297,7 +297,7 @@ ALGORITHMS: dict[str, Entry] = {
         head=values.generalized_gaussian(),
     ),
     "loglin_dqn": _variant(
-        "LogLinDQN: channels of the reward, learned through a logarithm (Fatemi and Tavakoli 2022)",
+        "LogLinDQN: returns learned through a logarithm (Fatemi and Tavakoli 2022)",
         "loglin_dqn",
         dqn.Config(),
         base="dqn",
@@ -311,14 +311,14 @@ ALGORITHMS: dict[str, Entry] = {
         backup=values.annealed(values.maximum(), values.expected()),
     ),
     "i_dqn": _variant(
-        "iterated Q-network: a chain of Bellman iterations learned at once (Vincent et al. 2024)",
+        "i-QN: a chain of Bellman iterations learned at once (Vincent et al. 2024)",
         "i_dqn",
         dqn.Config(num_links=4),
         {"target_period": 200},
         base="dqn",
     ),
     "r2d2": _variant(
-        "recurrent replay: stored memory, burn-in, transformed n-step double Q (Kapturowski et al. 2019)",
+        "recurrent replay with stored memory and burn-in (Kapturowski et al. 2019)",
         "r2d2",
         dqn.Config(
             num_envs=16,
@@ -353,7 +353,7 @@ ALGORITHMS: dict[str, Entry] = {
         aggregate=ensembles.subset(2),
     ),
     "droq": _variant(
-        "dropout and layer normalization in the critics, 20 updates a step (Hiraoka et al. 2021)",
+        "dropout and layer norm in the critics, 20 updates a step (Hiraoka et al. 2021)",
         "droq",
         sac.Config(num_updates=20, policy_delay=20, network=ControlConfig(norm="layer", dropout=True)),
         base="sac",

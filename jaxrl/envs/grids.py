@@ -166,7 +166,7 @@ def spec_of(name: str, **changes: Any) -> Spec:
       TypeError: the distribution does not have the field.
 
     Example:
-      >>> spec_of("Small", side=(3, 3)).num_states
+      >>> spec_of("Small", side=(3, 3), num_walls=0).num_states
       72
     """
     spec = dataclasses.replace(SPECS[name], **changes)

@@ -268,8 +268,8 @@ def test_act_is_for_one_environment_and_greedy_without_a_key(name):
 
 def variant_marks(name):
     """Those with replay and continuous actions compile for long; the ordinary tests have the row of SAC."""
-    heads = ("log_loss_dqn", "ggd_dqn", "loglin_dqn", "annealed_dqn", "r2d2")  # dqn's rows have their parts
-    late = ALGORITHMS[name].base in ("sac", "td3") or name in heads
+    base = ALGORITHMS[name].base
+    late = base in ("sac", "td3") or (base == "dqn" and name != "rainbow")  # dqn's rows have their parts
     return pytest.mark.slow if late else ()
 
 

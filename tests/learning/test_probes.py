@@ -49,7 +49,15 @@ CRITIC = {
 }
 
 
-@pytest.mark.parametrize("probe", CRITIC)
+# What the others contain too is left to --slow.
+_LATE = ("Constant", "Observation", "Policy", "PolicyObservation", "ContinuousObservation")
+
+
+def each(table):
+    return [pytest.param(name, marks=pytest.mark.slow if name in _LATE else ()) for name in table]
+
+
+@pytest.mark.parametrize("probe", each(CRITIC))
 def test_critic(probe):
     """Truncation is the law's own probe: a bootstrap cut at the limit would give at most 3.36 instead of 5."""
     _, net, states, _ = learn(f"probe/{probe}", 80)
@@ -71,7 +79,7 @@ POLICY = {
 }
 
 
-@pytest.mark.parametrize("probe", POLICY)
+@pytest.mark.parametrize("probe", each(POLICY))
 def test_policy(probe):
     num_steps, network, threshold = POLICY[probe]
     agent, _, states, hparams = learn(f"probe/{probe}", num_steps, network, gamma=0.99, learning_rate=3e-3)
@@ -79,7 +87,7 @@ def test_policy(probe):
     assert (got >= threshold).all(), got
 
 
-@pytest.mark.parametrize("memory", ["lstm", "s5"])
+@pytest.mark.parametrize("memory", ["lstm", pytest.param("s5", marks=pytest.mark.slow)])
 def test_other_memories(memory):
     agent, _, states, hparams = learn(
         "probe/Memory", 80, {"memory": memory, "memory_size": 16}, gamma=0.99, learning_rate=5e-3

@@ -85,7 +85,12 @@ def test_targets_are_maximum_entropy_lambda_returns(probe, num_action_samples):
 
 @pytest.mark.parametrize(
     "probe, critic",
-    [("Termination", "hl_gauss"), ("Termination", "two_hot"), ("Truncation", "hl_gauss"), ("Truncation", "scalar")],
+    [
+        ("Termination", "hl_gauss"),
+        pytest.param("Termination", "two_hot", marks=pytest.mark.slow),
+        pytest.param("Truncation", "hl_gauss", marks=pytest.mark.slow),
+        ("Truncation", "scalar"),
+    ],
 )
 def test_critic(probe, critic):
     """With entropy for free the value is that of the rewards alone.

@@ -166,7 +166,7 @@ def uninterrupted(tmp_path_factory):
     return contents(folder)
 
 
-@pytest.mark.parametrize("kills", [(7, 40), (23, 61, 90)])
+@pytest.mark.parametrize("kills", [(7, 40), pytest.param((23, 61, 90), marks=pytest.mark.slow)])
 def test_killed_and_continued_is_as_if_never_killed(uninterrupted, tmp_path, kills):
     """SIGKILL before the k-th write or between two segments; then on, until it is whole."""
     folder = tmp_path / "sweep"
