@@ -644,7 +644,9 @@ CASES = {
         _REPPO_OPTIONS,
         {**_CPU, **_SLOW, **_NO_RESETS, "auxiliary_coef": "only with self_prediction"},
     ),
-    "reppo-self-prediction": Case("reppo", _reppo("gymnax/Pendulum-v1"), _REPPO_HPARAMS, {}, {**_CPU, **_SLOW}),
+    "reppo-self-prediction": Case(
+        "reppo", _reppo("gymnax/Pendulum-v1"), _REPPO_HPARAMS, {}, {**_CPU, **_SLOW}, slow=True
+    ),
     "reppo-one-step": Case(
         "reppo",
         _reppo("probe/ContinuousObservation", self_prediction=False),
@@ -656,6 +658,7 @@ CASES = {
             "trace_lambda": "every step terminates",
             "auxiliary_coef": "only with self_prediction",
         },
+        slow=True,
     ),
     "dqn": Case(
         "dqn",

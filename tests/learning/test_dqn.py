@@ -40,7 +40,7 @@ TRUNCATION = [[0.0]], [1 / (1 - GAMMA)]
     [
         ("plain", "Truncation", TRUNCATION, 2e-2),
         ("plain", "Termination", TERMINATION, 1e-2),
-        ("rainbow", "Truncation", TRUNCATION, 1e-2),
+        pytest.param("rainbow", "Truncation", TRUNCATION, 1e-2, marks=pytest.mark.slow),
         ("implicit", "Termination", TERMINATION, 1e-2),
         pytest.param(*("chain", "Truncation", TRUNCATION, 1e-2), marks=pytest.mark.slow),
         pytest.param(*("gaussian", "Termination", TERMINATION, 1e-2), marks=pytest.mark.slow),
