@@ -14,7 +14,7 @@
 # A population of PPO agents learns CartPole in one compiled program. Then we look at what such a program takes and
 # gives: hyperparameters, state and metrics are trees of arrays, and nothing is hidden anywhere else.
 #
-# On two CPU cores this takes about a minute. The same cells run on a GPU unchanged, with room for more seeds.
+# On two CPU cores this takes about half a minute. The same cells run on a GPU unchanged, with room for more seeds.
 
 # %% tags=["parameters"]
 num_seeds = 8

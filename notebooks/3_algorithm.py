@@ -17,7 +17,7 @@
 # estimators, networks are flax modules. Then `check_algorithm` says whether it keeps the laws that make it vmap, save,
 # resume and sweep.
 #
-# On two CPU cores this takes about a minute.
+# On two CPU cores this takes about half a minute.
 
 # %% tags=["parameters"]
 num_seeds = 8

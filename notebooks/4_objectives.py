@@ -15,7 +15,7 @@
 # holds. The coefficients live in a leaf of the hyperparameters, so they can be swept, and so can the weights of a
 # network in their place be found from outside, here by an evolution strategy.
 #
-# On two CPU cores this takes about two minutes.
+# On two CPU cores this takes a bit over a minute.
 
 # %% tags=["parameters"]
 num_iterations = 40
