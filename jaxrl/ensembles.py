@@ -1,6 +1,12 @@
 """What an ensemble of critics says: the target that it makes, what the policy climbs, and its loss.
 
-An `Aggregate` is a record; M critics give [M, N, K], K = 1 or quantiles:
+M critics give outputs [M, N, K], of which `jaxrl.networks.control.Coefficients` tell what they are:
+
+    mean           K = 1, the mean of the return
+    quantiles      K of them, where there is κ
+    categorical    logits of K bins, where there is a support
+
+`returns_of` reads them as `Atoms`, points with equal or given weights. An `Aggregate` is a record:
 
     minimum      the least of all                                            SAC, TD3, DroQ, CrossQ
     subset       the least of a few drawn at random for each update          REDQ
@@ -19,7 +25,31 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import validation, values
 from jaxrl.buffers import NStep
+from jaxrl.networks.control import Coefficients
+from jaxrl.ops import bins
 from jaxrl.types import Key, memoize
+
+
+class Atoms(NamedTuple):
+    """A distribution of the return as points with weights.
+
+    Attributes:
+      points: of the return, [..., J].
+      probs: their weights, [..., J], which sum to 1; () if all weigh the same.
+    """
+
+    points: Float[Array, "... J"]
+    probs: Float[Array, "... J"] | tuple[()] = ()
+
+    def means(self) -> Float[Array, "..."]:
+        """Of each return."""
+        if isinstance(self.probs, tuple):
+            return jnp.mean(self.points, axis=-1)
+        return jnp.sum(self.points * self.probs, axis=-1)
+
+    def mean(self) -> Float[Array, ""]:
+        """Of all returns together."""
+        return jnp.mean(self.means())
 
 
 class Aggregate(NamedTuple):
@@ -28,17 +58,17 @@ class Aggregate(NamedTuple):
     Attributes:
       draw: `(key, num_critics, *axes) -> indices [*axes, m]` of the members that a target looks at, drawn ahead of a
         loop; () if at all of them.
-      target: `(values [m, N, K]) -> [N, J]`: the value of the successor, or the quantiles that pool makes.
-      climb: `(values [m', N, K]) -> [N]`: what the policy maximizes.
+      target: `(Atoms [m, N, K]) -> Atoms [N, J]`: the return from the successor on.
+      climb: `(means [m', N]) -> [N]`: what the policy maximizes.
       num_chosen: m, or None: all.
       num_climbed: m', the first so many members, or None: all.
-      check: `(num_critics, num_outputs)`: raises a ValueError for an ensemble that does not fit.
+      check: `(num_critics, num_quantiles)`: raises a ValueError for an ensemble that does not fit.
       name: for messages.
     """
 
     draw: Callable[..., PyTree]
-    target: Callable[[Float[Array, "m N K"]], Float[Array, "N J"]]
-    climb: Callable[[Float[Array, "m N K"]], Float[Array, " N"]]
+    target: Callable[[Atoms], Atoms]
+    climb: Callable[[Float[Array, "m N"]], Float[Array, " N"]]
     num_chosen: int | None
     num_climbed: int | None
     check: Callable[[int, int], None]
@@ -47,13 +77,16 @@ class Aggregate(NamedTuple):
 
 @memoize
 def minimum(climb: Literal["minimum", "mean", "first"] = "minimum") -> Aggregate:
-    """The least value of all members, of quantiles each by itself (Fujimoto et al. 2018, arXiv:1802.09477, eq. 10).
+    """The least value of all members (Fujimoto et al. 2018, arXiv:1802.09477, eq. 10).
+
+    Of quantiles the least of each by itself; of histograms that of the member with the least mean, as FastTD3 does
+    (Seo et al. 2025, arXiv:2505.22642).
 
     Args:
       climb: what the policy climbs: the least (SAC), the mean (DroQ) or the first member (TD3).
 
     Example:
-      >>> minimum().target(jnp.array([[[1.0]], [[2.0]]])).tolist()
+      >>> minimum().target(Atoms(jnp.array([[[1.0]], [[2.0]]]))).points.tolist()
       [[1.0]]
     """
     if climb not in _CLIMB:
@@ -79,7 +112,7 @@ def subset(size: int = 2) -> Aggregate:
         order = jnp.argsort(jax.random.uniform(key, (*axes, num_critics)), axis=-1)
         return order[..., :size].astype(jnp.int32)
 
-    def check(num_critics: int, num_outputs: int) -> None:
+    def check(num_critics: int, num_quantiles: int) -> None:
         if size > num_critics:
             raise ValueError(
                 f"subset: size must be at most num_critics; got size = {size}, num_critics = {num_critics}."
@@ -90,12 +123,17 @@ def subset(size: int = 2) -> Aggregate:
 
 @memoize
 def mean() -> Aggregate:
-    """The mean of all members, of quantiles each by itself.
+    """The mean of all members: of quantiles each by itself, of histograms the mixture.
 
-    >>> mean().target(jnp.array([[[1.0]], [[2.0]]])).tolist()
+    >>> mean().target(Atoms(jnp.array([[[1.0]], [[2.0]]]))).points.tolist()
     [[1.5]]
     """
-    return Aggregate(_all, lambda x: jnp.mean(x, axis=0), _CLIMB["mean"], None, None, lambda *_: None, "mean")
+
+    def target(x: Atoms) -> Atoms:
+        # The points of histograms are the same for all members.
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), x)
+
+    return Aggregate(_all, target, _CLIMB["mean"], None, None, lambda *_: None, "mean")
 
 
 @memoize
@@ -108,22 +146,22 @@ def truncated(drop_per_net: int = 2) -> Aggregate:
       drop_per_net: d, less than the number of quantiles.
 
     Example:
-      >>> truncated(1).target(jnp.array([[[1.0, 4.0]], [[3.0, 2.0]]])).tolist()
+      >>> truncated(1).target(Atoms(jnp.array([[[1.0, 4.0]], [[3.0, 2.0]]]))).points.tolist()
       [[1.0, 2.0]]
     """
     if drop_per_net < 0:
         raise ValueError(f"truncated: drop_per_net must not be negative; got drop_per_net = {drop_per_net}.")
 
-    def target(x: Float[Array, "M N K"]) -> Float[Array, "N J"]:
-        num_critics, num, num_quantiles = x.shape
-        pool = jnp.sort(jnp.moveaxis(x, 0, 1).reshape(num, -1), axis=-1)
-        return pool[:, : num_critics * (num_quantiles - drop_per_net)]
+    def target(x: Atoms) -> Atoms:
+        num_critics, num, num_quantiles = x.points.shape
+        pool = jnp.sort(jnp.moveaxis(x.points, 0, 1).reshape(num, -1), axis=-1)
+        return Atoms(pool[:, : num_critics * (num_quantiles - drop_per_net)])
 
-    def check(num_critics: int, num_outputs: int) -> None:
-        if drop_per_net >= num_outputs:
+    def check(num_critics: int, num_quantiles: int) -> None:
+        if drop_per_net >= max(1, num_quantiles):
             raise ValueError(
                 "truncated: drop_per_net must be less than the quantiles of a critic; got "
-                f"drop_per_net = {drop_per_net}, num_quantiles = {num_outputs}: set num_quantiles in the network."
+                f"drop_per_net = {drop_per_net}, num_quantiles = {num_quantiles}: set num_quantiles in the network."
             )
 
     return Aggregate(_all, target, _CLIMB["mean"], None, None, check, "truncated")
@@ -136,43 +174,71 @@ def pick(tree: PyTree, index: Int[Array, " m"] | slice) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, x: x[index] if own(path) and not counter(x) else x, tree)
 
 
-def bootstrap(batch: NStep, values: Float[Array, "N J"]) -> Float[Array, "N J"]:
-    """r + γ x for the values x of successors, which do not count where the transition terminated.
+def returns_of(outputs: Float[Array, "... K"], params: Coefficients) -> Atoms:
+    """The distribution of the return that a critic's outputs describe.
+
+    Args:
+      outputs: of an `EnsembleCritic`.
+      params: tell what they are.
+    """
+    if isinstance(params.support, tuple):
+        return Atoms(outputs)
+    return Atoms(jnp.broadcast_to(_bins(outputs, params), outputs.shape), jax.nn.softmax(outputs, axis=-1))
+
+
+def means(outputs: Float[Array, "... K"], params: Coefficients) -> Float[Array, "..."]:
+    """The mean of the return that a critic's outputs describe."""
+    if isinstance(params.support, tuple):
+        return jnp.mean(outputs, axis=-1)
+    return bins.expected_value(outputs, _bins(outputs, params))
+
+
+def bootstrap(batch: NStep, following: Atoms) -> Atoms:
+    """r + γ Z of the successor's return Z, which does not count where the transition terminated.
 
     Args:
       batch: the transitions.
-      values: of their successors, or quantiles of them.
+      following: of their successors, [N, J].
     """
-    full = lambda x: jnp.broadcast_to(x[:, None], values.shape)
-    return full(batch.reward) + full(batch.discount) * values
+    full = lambda x: jnp.broadcast_to(x[:, None], following.points.shape)
+    return following._replace(points=full(batch.reward) + full(batch.discount) * following.points)
 
 
-def loss(
-    predicted: Float[Array, "M N K"], target: Float[Array, "N J"], kappa: Float[Array, ""] | PyTree = ()
-) -> Float[Array, " M"]:
+def loss(predicted: Float[Array, "M N K"], target: Atoms, params: Coefficients) -> Float[Array, " M"]:
     """The loss of each member, a mean over the batch.
 
-        K = J = 1 without κ:   ½ E (y - Q_m)²                                          (arXiv:1812.05905, eq. 5)
-        otherwise:             E_n Σ_k E_j |τ_k - 1{u < 0}| L_κ(u) / κ / K             (arXiv:2005.04269, eq. 14)
+        mean           ½ E (y - Q_m)²                                                  (arXiv:1812.05905, eq. 5)
+        quantiles      E_n Σ_k E_j |τ_k - 1{u < 0}| L_κ(u) / κ / K                     (arXiv:2005.04269, eq. 14)
+        categorical    the cross-entropy of the target projected onto the bins         (arXiv:1707.06887, algorithm 1)
 
     with u = y_j - q_mk and τ_k = (2k - 1) / 2K.
 
     Args:
-      predicted: Q_m, or its quantiles.
-      target: y; a constant.
-      kappa: κ, or () for squared errors.
+      predicted: outputs of the critics.
+      target: y, [N, J]; a constant.
+      params: tell what the outputs are.
 
-    >>> loss(jnp.zeros((1, 2, 1)), jnp.ones((2, 1))).tolist()
+    >>> from jaxrl.networks.control import ControlConfig, coefficients
+    >>> loss(jnp.zeros((1, 2, 1)), Atoms(jnp.ones((2, 1))), coefficients(ControlConfig())).tolist()
     [0.5]
     """
+    if not isinstance(params.support, tuple):
+        assert not isinstance(target.probs, tuple)
+        probs = bins.project(target.points, target.probs, _bins(predicted, params))
+        entropy = bins.cross_entropy(predicted, jnp.broadcast_to(probs, predicted.shape))
+        return jnp.mean(entropy, axis=1)
     num_critics, num, num_quantiles = predicted.shape
-    shape = (num_critics, num, num_quantiles, target.shape[-1])
-    error = jnp.broadcast_to(target[None, :, None], shape) - jnp.broadcast_to(predicted[..., None], shape)
-    if isinstance(kappa, tuple):
+    shape = (num_critics, num, num_quantiles, target.points.shape[-1])
+    error = jnp.broadcast_to(target.points[None, :, None], shape) - jnp.broadcast_to(predicted[..., None], shape)
+    if isinstance(params.kappa, tuple):
         return 0.5 * jnp.mean(jnp.square(error), axis=(1, 2, 3))
     midpoints = (jnp.arange(num_quantiles, dtype=jnp.float32) + 0.5) / num_quantiles
     fractions = jnp.broadcast_to(midpoints[None, None, :, None], shape)
-    return jnp.mean(values.quantile_huber(error, fractions, kappa), axis=(1, 2, 3))
+    return jnp.mean(values.quantile_huber(error, fractions, params.kappa), axis=(1, 2, 3))
+
+
+def _bins(outputs: Array, params: Coefficients) -> Float[Array, " K"]:
+    return bins.bin_centers(params.support.low, params.support.high, outputs.shape[-1])
 
 
 def _all(key: Key, num_critics: int, *axes: int) -> tuple[()]:
@@ -180,12 +246,15 @@ def _all(key: Key, num_critics: int, *axes: int) -> tuple[()]:
     return ()
 
 
-def _least(x: Float[Array, "m N K"]) -> Float[Array, "N K"]:
-    return jnp.min(x, axis=0)
+def _least(x: Atoms) -> Atoms:
+    if isinstance(x.probs, tuple):
+        return Atoms(jnp.min(x.points, axis=0))
+    member = jnp.argmin(x.means(), axis=0)
+    return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, member[None, :, None], axis=0)[0], x)
 
 
 _CLIMB: dict[str, Callable[[Any], Any]] = {
-    "minimum": lambda x: jnp.min(jnp.mean(x, axis=-1), axis=0),
-    "mean": lambda x: jnp.mean(x, axis=(0, 2)),
-    "first": lambda x: jnp.mean(x[0], axis=-1),
+    "minimum": lambda x: jnp.min(x, axis=0),
+    "mean": lambda x: jnp.mean(x, axis=0),
+    "first": lambda x: x[0],
 }

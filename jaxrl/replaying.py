@@ -1,65 +1,103 @@
-"""What agents that learn from replay share: the random warm-up, and in which order they collect and update.
+"""What agents that learn control from replay share: the frame of their step.
 
-There are U updates of the critic in a round and one of the policy after every D of them (the *delay*); one of U and D
-divides the other:
-
-    D ≥ U    block = D / U rounds of (collect, U critic updates), then the policy's
-    D < U    block = one round: collect, then U / D groups of (D critic updates, the policy's)
-
-So an update that is not due is not in the program, and nothing is conditional.
+A `Frame` warms up, collects, stores and draws; the agent says how it acts and what an update is. Actions are stored as
+the policies give them: between -1 and 1 and flat, or the number of a discrete one.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import rollout, spaces, validation
-from jaxrl.buffers import Buffer, BufferState, Experience
+from jaxrl import buffers, rollout, spaces, validation
+from jaxrl.alternating import Order, Rows, alternate, last_of_each, order
+from jaxrl.buffers import Buffer, BufferState, Experience, NStep
 from jaxrl.networks.actor_critic import to_env_action
+from jaxrl.ops import schedules, statistics
+from jaxrl.ops.optimizers import Optimizer
 from jaxrl.types import Env, EnvParams, Key, Memory, Metrics, Observation
 
-Learner = TypeVar("Learner", bound=Any)
 Tree = TypeVar("Tree")
 
 
-class Order(NamedTuple):
-    """How rounds, critic updates and policy updates follow each other.
+@struct.dataclass
+class Learner:
+    """What updates change; parts are called policy, critic, and what else there is.
 
     Attributes:
-      num_blocks: of one step of the algorithm.
-      num_rounds: of one block; above 1 only if `num_groups` is 1.
-      num_groups: policy updates of a block.
-      num_updates: critic updates of a round in each group.
+      params: parameters of each part.
+      opt_state: states of their optimizers.
+      target_params: averages or copies of parameters, in the form that the agent has them.
+      statistics: running moments of the networks of each part, {} without batch normalization.
     """
 
-    num_blocks: int
-    num_rounds: int
-    num_groups: int
-    num_updates: int
-
-    @property
-    def num_policy_updates(self) -> int:
-        """Of one step of the algorithm."""
-        return self.num_blocks * self.num_groups
-
-    @property
-    def updates_shape(self) -> tuple[int, int]:
-        """(rounds, critic updates of each) of one step of the algorithm."""
-        return self.num_blocks * self.num_rounds, self.num_groups * self.num_updates
+    params: dict[str, PyTree]
+    opt_state: dict[str, optax.OptState]
+    target_params: PyTree
+    statistics: dict[str, PyTree]
 
 
 @struct.dataclass
-class Rows:
-    """What is drawn ahead of the loops: R rounds, U critic updates in each, P policy updates.
+class State:
+    """All that one step of an agent with replay changes; saving this saves the run.
 
     Attributes:
-      collect: leaves [R, ...].
+      key: the random key that every later draw comes from.
+      learner: parameters and all that their updates change.
+      actor: environments in progress.
+      buffer: replay.
+      observation_statistics: running, () if observations are not normalized.
+      acting: hyperparameters that `act` reads.
+      num_steps: steps of the algorithm done.
+    """
+
+    key: Key
+    learner: Learner
+    actor: rollout.ActorState
+    buffer: BufferState
+    observation_statistics: statistics.RunningStatistics | tuple[()]
+    acting: PyTree
+    num_steps: Int[Array, ""]
+
+    @property
+    def params(self) -> dict[str, PyTree]:
+        """The learner's parameters."""
+        return self.learner.params
+
+    @property
+    def world(self) -> "World":
+        """What collecting changes."""
+        return World(self.actor, self.buffer, self.observation_statistics)
+
+
+class World(NamedTuple):
+    """What collecting changes.
+
+    Attributes:
+      actor: environments in progress.
+      buffer: replay.
+      seen: statistics of the observations, or () if they are not normalized.
+    """
+
+    actor: rollout.ActorState
+    buffer: BufferState
+    seen: statistics.RunningStatistics | tuple[()]
+
+    def normalized(self, obs: Observation) -> Observation:
+        """Observations as the networks see them: by their statistics, if there are any."""
+        return obs if isinstance(self.seen, tuple) else statistics.normalize(self.seen, obs)
+
+
+class Draws(NamedTuple):
+    """An agent's own random numbers of one step: R rounds, U critic updates in each, P policy updates.
+
+    Attributes:
+      collect: leaves [R, T, ...].
       critic: leaves [R, U, ...].
       policy: leaves [P, ...].
     """
@@ -69,116 +107,187 @@ class Rows:
     policy: PyTree
 
 
-def order(owner: str, num_rounds: int, num_updates: int, policy_delay: int) -> Order:
-    """The order for these counts.
+class Frame(NamedTuple):
+    """The step of an agent with replay but for what it computes.
+
+    Attributes:
+      env: the environment.
+      config: with the fields that `check_config` names.
+      plan: how rounds and updates follow each other.
+      buffer: draws batches.
+      reset: where new episodes start.
+    """
+
+    env: Env
+    config: Any
+    plan: Order
+    buffer: Buffer
+    reset: rollout.Reset
+
+    @property
+    def env_steps(self) -> int:
+        """Transitions of one step of the algorithm."""
+        return self.config.num_envs * self.config.num_steps * self.config.num_rounds
+
+    @property
+    def acting_shape(self) -> tuple[int, int, int]:
+        """(rounds, steps, environments) of one step of the algorithm."""
+        return self.config.num_rounds, self.config.num_steps, self.config.num_envs
+
+    def start(self, key: Key, env_params: EnvParams, memory: Memory = ()) -> World:
+        """Environments after the random warm-up, and the buffer with it.
+
+        Args:
+          key: a random key.
+          env_params: parameters of the environment.
+          memory: initial memory of what acts, leaves [B, ...].
+        """
+        key_actor, key_warmup = jax.random.split(key)
+        actor = rollout.start(key_actor, self.env, env_params, self.config.num_envs, memory, self.reset)
+        actor, batch = warm_up(key_warmup, self.env, env_params, actor, self.config.num_warmup_steps, self.reset)
+        rows, seen = experience(batch), ()
+        replay = self.buffer.add((), self.buffer.init(jax.tree.map(lambda x: x[0, 0], rows)), rows)
+        if self.config.normalize_observations:
+            one = jax.tree.map(lambda x: x[0, 0], batch.obs)
+            seen = statistics.update_statistics(statistics.init_statistics(one), batch.obs, 2)
+        return World(actor, replay, seen)
+
+    def factor(self, num_steps: Array, horizon: Float[Array, ""]) -> Float[Array, ""]:
+        """What the learning rates are multiplied by after so many steps of the algorithm."""
+        progress = schedules.progress(num_steps.astype(jnp.float32) * self.env_steps, horizon)
+        return schedules.SCHEDULES[self.config.schedule](progress)
+
+    def run(
+        self,
+        keys: tuple[Key, Key],
+        learner: Learner,
+        world: World,
+        env_params: EnvParams,
+        gamma: Float[Array, ""],
+        draws: Draws,
+        behave: Callable[[Learner, Any, Observation, Memory, Array], tuple[Array, Memory]],
+        critic: Callable[[Learner, Any, NStep], tuple[Learner, Metrics]],
+        policy: Callable[[Learner, Any, Observation], tuple[Learner, Metrics]],
+    ) -> tuple[tuple[Learner, World], Metrics]:
+        """One step of the algorithm: rounds of collecting, critic updates and policy updates.
+
+        Args:
+          keys: of the environments, and of the replay.
+          learner: what updates change.
+          world: what collecting changes.
+          env_params: parameters of the environment.
+          gamma: discount of the transitions over n steps.
+          draws: the agent's random numbers.
+          behave: `(learner, draw, obs [B], memory [B], start [B]) -> (action [B, ...], memory)`.
+          critic: `(learner, draw, batch [N]) -> (learner, metrics)`.
+          policy: `(learner, draw, obs [N]) -> (learner, metrics)`; its batch is that of the critic's update before it.
+
+        Returns:
+          Learner and world, and the metrics of all rounds in one.
+        """
+        config = self.config
+        bits = self.buffer.noise(keys[1], *self.plan.updates_shape)
+        rows = Rows(
+            collect=(jax.random.split(keys[0], config.num_rounds), draws.collect),
+            critic=(bits, draws.critic),
+            policy=(last_of_each(self.plan, bits), draws.policy),
+        )
+
+        def collect(learner: Learner, world: World, row: Any) -> tuple[World, Metrics]:
+            def act(draw: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
+                action, memory = behave(learner, draw, world.normalized(obs), memory, start)
+                return action, to_env_action(self.env.action_space, action), memory, ()
+
+            key, own = row
+            actor, batch, metrics = rollout.collect(key, self.env, env_params, world.actor, act, own, self.reset)
+            seen = world.seen
+            if not isinstance(seen, tuple):
+                seen = statistics.update_statistics(seen, batch.obs, 2)
+            return World(actor, self.buffer.add((), world.buffer, experience(batch)), seen), metrics
+
+        def drawn(world: World, bits: Array) -> Array:
+            return self.buffer.sample((), world.buffer, bits, jnp.float32(0.0)).index
+
+        def critic_update(learner: Learner, row: Any, world: World) -> tuple[Learner, Metrics]:
+            batch = buffers.n_step(world.buffer.items, drawn(world, row[0]), config.n_step, gamma)
+            obs, next_obs = world.normalized(batch.obs), world.normalized(batch.next_obs)
+            return critic(learner, row[1], dataclasses.replace(batch, obs=obs, next_obs=next_obs))
+
+        def policy_update(learner: Learner, row: Any, world: World) -> tuple[Learner, Metrics]:
+            obs = jax.tree.map(lambda x: x[0], buffers.windows(world.buffer.items.obs, drawn(world, row[0]), 1))
+            return policy(learner, row[1], world.normalized(obs))
+
+        carry, metrics = alternate(self.plan, (learner, world), rows, collect, critic_update, policy_update)
+        return carry, rollout.summarize(metrics)
+
+
+def frame(owner: str, env: Env, config: Any) -> Frame:
+    """The frame that a config describes.
 
     Args:
       owner: the algorithm, for messages.
-      num_rounds: of one step of the algorithm.
-      num_updates: critic updates of a round, U.
-      policy_delay: critic updates for one of the policy, D.
+      env: the environment.
+      config: see `check_config`.
 
     Raises:
-      ValueError: neither U divides D nor D divides U, or the rounds are not whole blocks.
-
-    >>> order("td3", 6, 1, 2)
-    Order(num_blocks=3, num_rounds=2, num_groups=1, num_updates=1)
-    >>> order("sac", 6, 4, 2)
-    Order(num_blocks=6, num_rounds=1, num_groups=2, num_updates=2)
+      ValueError: what `check_config`, `order`, `rollout.Reset.validate` and `buffers.uniform` raise.
     """
-    rounds, groups = max(1, policy_delay // num_updates), max(1, num_updates // policy_delay)
-    if rounds * num_updates != groups * policy_delay or num_rounds % rounds:
-        raise ValueError(
-            f"{owner}: of num_updates and policy_delay one must divide the other, and num_rounds must be a multiple of "
-            f"policy_delay / num_updates; got num_updates = {num_updates}, policy_delay = {policy_delay}, "
-            f"num_rounds = {num_rounds}."
-        )
-    return Order(num_rounds // rounds, rounds, groups, num_updates // groups)
+    check_config(owner, config)
+    plan = order(owner, config.num_rounds, config.num_updates, config.policy_delay)
+    reset = rollout.Reset(config.reset, config.reset_size)
+    reset.validate(config.num_envs)
+    buffer = buffers.uniform(config.capacity, config.num_envs, config.batch_size, config.n_step)
+    return Frame(env, config, plan, buffer, reset)
 
 
-def alternate(
-    order: Order,
-    carry: tuple[Any, Any, BufferState],
-    rows: Rows,
-    collect: Callable[[Any, Any, BufferState, Any], tuple[Any, BufferState, Metrics]],
-    critic: Callable[[Any, Any, BufferState], tuple[Any, Metrics]],
-    policy: Callable[[Any, Any, BufferState], tuple[Any, Metrics]],
-) -> tuple[tuple[Any, Any, BufferState], Metrics]:
-    """One step of the algorithm: rounds of collecting and updating.
+def experience(batch: rollout.Transition) -> Experience:
+    """What of a rollout is stored."""
+    return Experience(**{field.name: getattr(batch, field.name) for field in dataclasses.fields(Experience)})
+
+
+def optimizers(
+    optimizer: Optimizer, hparams: Any, parts: Iterable[str], factor: Float[Array, ""] | float
+) -> dict[str, optax.GradientTransformation]:
+    """A transformation for each part, with its learning rate times a factor.
 
     Args:
-      order: from `order`.
-      carry: the learner, the environments in progress, and the replay.
-      rows: randomness.
-      collect: `(learner, actor, replay, row) -> (actor, replay, metrics)`.
-      critic: `(learner, row, replay) -> (learner, metrics)`.
-      policy: the same for the policy's update.
-
-    Returns:
-      The carry, and metrics with leading axes of rounds and updates.
+      optimizer: makes them.
+      hparams: with a leaf `<part>_learning_rate` for each.
+      parts: their names.
+      factor: of all rates.
     """
-
-    def group(learner: Any, rows: tuple[Any, Any], replay: BufferState) -> tuple[Any, Metrics]:
-        learner, info = jax.lax.scan(lambda learner, row: critic(learner, row, replay), learner, rows[0])
-        learner, more = policy(learner, rows[1], replay)
-        return learner, jax.tree.map(jnp.mean, info) | more
-
-    def round_(carry: Any, row: tuple[Any, Any], update: Callable[..., Any]) -> tuple[Any, Metrics]:
-        learner, actor, replay = carry
-        actor, replay, metrics = collect(learner, actor, replay, row[0])
-        learner, info = jax.lax.scan(lambda learner, row: update(learner, row, replay), learner, row[1])
-        return (learner, actor, replay), metrics | jax.tree.map(jnp.mean, info)
-
-    def block(carry: Any, row: tuple[Any, Any, Any]) -> tuple[Any, Metrics]:
-        collect_rows, critic_rows, policy_rows = row
-        if order.num_rounds == 1:
-            first = lambda tree: jax.tree.map(lambda x: x[0], tree)
-            return round_(carry, (first(collect_rows), (first(critic_rows), policy_rows)), group)
-        once = lambda tree: jax.tree.map(lambda x: x[:, 0], tree)
-        carry, metrics = jax.lax.scan(
-            lambda carry, row: round_(carry, row, critic), carry, (collect_rows, once(critic_rows))
-        )
-        learner, actor, replay = carry
-        learner, more = policy(learner, jax.tree.map(lambda x: x[0], policy_rows), replay)
-        return (learner, actor, replay), metrics | more
-
-    def split(tree: PyTree, num_axes: int, *axes: int) -> PyTree:
-        return jax.tree.map(lambda x: x.reshape((*axes, *x.shape[num_axes:])), tree)
-
-    blocks = (
-        split(rows.collect, 1, order.num_blocks, order.num_rounds),
-        split(rows.critic, 2, order.num_blocks, order.num_rounds, order.num_groups, order.num_updates),
-        split(rows.policy, 1, order.num_blocks, order.num_groups),
-    )
-    return jax.lax.scan(block, carry, blocks)
+    return {name: optimizer(hparams, factor * getattr(hparams, f"{name}_learning_rate")) for name in parts}
 
 
-def last_of_each(order: Order, draws: PyTree) -> PyTree:
-    """Of what is drawn for critic updates, leaves [R, U, ...], that of the last before each policy update, [P, ...]."""
-
-    def last(x: Array) -> Array:
-        return x.reshape((order.num_policy_updates, -1, *x.shape[2:]))[:, -1]
-
-    return jax.tree.map(last, draws)
-
-
-def descend(learner: Learner, part: str, gradient: PyTree, transform: optax.GradientTransformation) -> Learner:
+def descend(
+    learner: Learner, part: str, gradient: PyTree, transforms: dict[str, optax.GradientTransformation]
+) -> Learner:
     """One optimizer step of one part of a learner.
 
     Args:
-      learner: a dataclass with records `params` and `opt_state`.
-      part: the field of both.
+      learner: before it.
+      part: its name.
       gradient: of the loss.
-      transform: the optimizer.
+      transforms: from `optimizers`.
 
     Returns:
       The learner with that part's parameters and optimizer state replaced.
     """
-    before = getattr(learner.params, part)
-    updates, opt_state = transform.update(gradient, getattr(learner.opt_state, part), before)
-    params = dataclasses.replace(learner.params, **{part: optax.apply_updates(before, updates)})
-    opt_states = dataclasses.replace(learner.opt_state, **{part: opt_state})
-    return dataclasses.replace(learner, params=params, opt_state=opt_states)
+    before = learner.params[part]
+    updates, opt_state = transforms[part].update(gradient, learner.opt_state[part], before)
+    return dataclasses.replace(
+        learner,
+        params={**learner.params, part: optax.apply_updates(before, updates)},
+        opt_state={**learner.opt_state, part: opt_state},
+    )
+
+
+def dropout_keys(key: Key, stochastic: bool, plan: Order) -> tuple[Any, Any]:
+    """Keys of dropout for the updates of critics and of policies; None for each if there is none."""
+    if not stochastic:
+        return None, None
+    key_critic, key_policy = jax.random.split(key)
+    return jax.random.split(key_critic, plan.updates_shape), jax.random.split(key_policy, plan.num_policy_updates)
 
 
 def follow(target: Tree, params: Tree, tau: Float[Array, ""] | float) -> Tree:
@@ -195,45 +304,34 @@ def follow(target: Tree, params: Tree, tau: Float[Array, ""] | float) -> Tree:
     return jax.tree.map(lambda old, new: (1.0 - tau) * old + tau * new, target, params)
 
 
-def experience(batch: rollout.Transition) -> Experience:
-    """What of a rollout is stored."""
-    return Experience(**{field.name: getattr(batch, field.name) for field in dataclasses.fields(Experience)})
-
-
 def warm_up(
-    key: Key,
-    env: Env,
-    env_params: EnvParams,
-    actor: rollout.ActorState,
-    buffer: Buffer,
-    num_steps: int,
-    reset: rollout.Reset,
-) -> tuple[rollout.ActorState, BufferState]:
-    """Fills a buffer with steps whose actions are uniform in the bounds.
+    key: Key, env: Env, env_params: EnvParams, actor: rollout.ActorState, num_steps: int, reset: rollout.Reset
+) -> tuple[rollout.ActorState, rollout.Transition]:
+    """Steps with uniform actions.
 
     Args:
       key: a random key.
-      env: with actions that are a bounded `Box`.
+      env: with actions that are discrete or a bounded `Box`.
       env_params: its parameters.
       actor: B environments.
-      buffer: an empty one is made.
-      num_steps: of each environment.
+      num_steps: of each environment, T.
       reset: where new episodes start.
 
     Returns:
-      The environments after it, and the buffer; actions are stored between -1 and 1, flat.
+      The environments after it, and the transitions [T, B]; actions between -1 and 1, flat, or discrete.
     """
     key_action, key_collect = jax.random.split(key)
+    space, shape = env.action_space, (num_steps, len(actor.start))
 
     def policy(action: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-        return action, to_env_action(env.action_space, action), memory, ()
+        return action, to_env_action(space, action), memory, ()
 
-    shape = (num_steps, len(actor.start), spaces.size(env.action_space))
-    actions = jax.random.uniform(key_action, shape, jnp.float32, -1.0, 1.0)
+    if isinstance(space, spaces.Discrete):
+        actions = jax.random.randint(key_action, shape, 0, space.n)
+    else:
+        actions = jax.random.uniform(key_action, (*shape, spaces.size(space)), jnp.float32, -1.0, 1.0)
     actor, batch, _ = rollout.collect(key_collect, env, env_params, actor, policy, actions, reset)
-    rows = experience(batch)
-    params = buffer.hyperparams()
-    return actor, buffer.add(params, buffer.init(jax.tree.map(lambda x: x[0, 0], rows)), rows)
+    return actor, batch
 
 
 def check_config(owner: str, config: Any) -> None:

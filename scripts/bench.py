@@ -3,6 +3,7 @@
     scripts/bench.py --suite cpu                     PPO on CartPole, Breakout and hopper for 1 and 16 seeds
     scripts/bench.py --suite layouts                 members over devices and in chunks, CartPole and Breakout
     scripts/bench.py --suite resets                  what fresh, pooled and cached resets cost
+    scripts/bench.py --suite algorithms              every algorithm by name with its defaults, 1 and 64 members
     scripts/bench.py --suite replay                  replay buffers, beside flashbax if it is installed
     scripts/bench.py --suite curves                  learning curves of 10 seeds, for docs/benchmarks.md
     scripts/bench.py --suite gpu                     every GPU measurement, under 8 minutes on one GPU
@@ -44,9 +45,11 @@ import jax.numpy as jnp
 import jaxrl
 from jaxrl import buffers, rollout, spaces
 from jaxrl.algorithms import ppo
+from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.envs.registry import installed
 from jaxrl.meta.layout import choose_layout
 from jaxrl.networks import NetworkConfig
+from jaxrl.ops import trees
 from jaxrl.ops.members import over_members
 
 
@@ -360,6 +363,65 @@ def measure_replay(only: str, repeats: int, num_rounds: int = 1000) -> Iterator[
         }
 
 
+TASKS = ("gymnax/CartPole-v1", "gymnax/Pendulum-v1", "coverage/Cells")
+"""The first in which an algorithm can act is the one that it is measured in."""
+
+
+def _first_task(name: str) -> tuple[str, jaxrl.Algorithm | None]:
+    reasons = []
+    for task in TASKS:
+        try:
+            return task, jaxrl.make(name, jaxrl.make_env(task))
+        except ValueError as error:
+            reasons.append(str(error))
+    print(f"{name}: left out: {reasons[-1]}", file=sys.stderr)
+    return "", None
+
+
+def measure_algorithms(only: str, repeats: int, seconds: float = 2.0) -> Iterator[dict[str, Any]]:
+    """Algorithms and variants as `jaxrl train` makes them, for 1 and 64 members that run together on one device."""
+    for name, num_members in itertools.product(ALGORITHMS, (1, 64)):
+        if only not in f"{name} x{num_members} ":
+            continue
+        task, agent = _first_task(name)
+        if agent is None:
+            continue
+        hparams, keys = agent.hyperparams(), jax.random.split(jax.random.key(0), num_members)
+
+        def run(states: Any, hparams: Any, num_steps: Any, agent: jaxrl.Algorithm = agent) -> Any:
+            step = jax.vmap(lambda state, hparams: agent.step(state, hparams)[0], (0, None))
+            return jax.lax.fori_loop(0, num_steps, lambda _, states: step(states, hparams), states)
+
+        began = time.perf_counter()
+        init = jax.jit(jax.vmap(agent.init, (0, None))).lower(keys, hparams).compile()
+        states = init(keys, hparams)
+        compiled = jax.jit(run, donate_argnums=0).lower(states, hparams, 1).compile()
+        compile_seconds = time.perf_counter() - began
+
+        def once(states: Any, num_steps: int, compiled: Any = compiled, hparams: Any = hparams) -> tuple[Any, float]:
+            began = time.perf_counter()
+            states = jax.block_until_ready(compiled(states, hparams, jnp.int32(num_steps)))
+            return states, time.perf_counter() - began
+
+        # The first run is not counted: it touches memory that has only been promised.
+        states, _ = once(states, 1)
+        states, one = once(states, 1)
+        num_steps, runs = max(1, round(seconds / one)), []
+        for _ in range(repeats):
+            states, taken = once(states, num_steps)
+            runs.append(taken)
+        run_seconds = statistics.median(runs)
+        yield {
+            "case": f"{name} {task} x{num_members}",
+            "num_seeds": num_members,
+            "steps_per_seed": num_steps * agent.env_steps,
+            "compile_seconds": round(compile_seconds, 2),
+            "run_seconds": round(run_seconds, 3),
+            "steps_per_second": round(num_steps * agent.env_steps * num_members / run_seconds),
+            "state_bytes_per_member": trees.num_bytes(states) // num_members,
+        }
+
+
 def processor() -> str:
     """The CPU's model where Linux tells it, otherwise its architecture."""
     information = Path("/proc/cpuinfo")
@@ -390,11 +452,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+SUITES = ("cpu", "gpu", "layouts", "resets", "algorithms", "replay", "curves", "smoke")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--suite", choices=("cpu", "gpu", "layouts", "resets", "replay", "curves", "smoke"), default="smoke"
-    )
+    parser.add_argument("--suite", choices=SUITES, default="smoke")
     parser.add_argument("--only", default="", help="measure only cases whose name contains this")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU devices (default: one a core)")
@@ -410,6 +473,8 @@ def main() -> int:
         results: Iterator[dict[str, Any]] = measure_resets(arguments.only, arguments.repeats)
     elif arguments.suite == "replay":
         results = measure_replay(arguments.only, arguments.repeats)
+    elif arguments.suite == "algorithms":
+        results = measure_algorithms(arguments.only, arguments.repeats)
     elif arguments.suite == "layouts":
         results = measure_layouts(arguments.only, arguments.repeats)
     elif arguments.suite == "curves":

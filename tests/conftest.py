@@ -10,14 +10,24 @@ QUICK = (
     "contract",
     "learning/test_",
     "objectives",
+    "analysis",
+    "cli/test_meta",
     "envs",
-    "meta/test_p",
+    "meta",
     "networks",
     "ops",
+    "strategies",
     "wrappers",
+    "test_alternating",
+    "test_buffers",
     "test_diagnostics",
+    "test_ensembles",
     "test_estimators",
+    "test_levels",
     "test_notebooks",
+    "test_readme",
+    "test_testing",
+    "test_values",
     "sweeps/test_halving",
 )
 # These train for a while, or hold of programs as users compile them.
@@ -26,6 +36,7 @@ AS_USERS = (
     "learning/test_probes",
     "test_diagnostics.py::test_training_is_the_same_bit_for_bit",
     "test_diagnostics.py::test_churn_of_several_actions",
+    "test_readme.py::test_python_blocks_run[streaming.md]",
 )
 TESTS = Path(__file__).parent
 _MAPS = Path("/proc/self/maps")
@@ -41,7 +52,7 @@ def _strict_ranks():
 def pytest_collection_modifyitems(items):
     """Marks what runs for a blink: `scripts/test` compiles it without optimization, in processes of its own.
 
-    Slow tests, those that train for a while, and everything that runs, sweeps and commands, compile as users do.
+    Slow tests, those that train for a while, runs and sweeps compile as users do.
     """
     for item in items:
         path = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""

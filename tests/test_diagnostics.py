@@ -85,7 +85,7 @@ def test_gradient_noise_without_a_signal_is_infinite():
     assert np.isinf(metrics["gradient/noise_scale"])
 
 
-@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("memory", ["none", pytest.param("gru", marks=pytest.mark.slow)])
 def test_gradient_noise_of_ppo_splits_the_whole_gradient(memory):
     """|ḡ|² = |G|² + tr Σ / N is the squared gradient of the whole rollout, which one minibatch shows.
 
@@ -379,7 +379,10 @@ def test_training_is_the_same_bit_for_bit(algorithm, env, network):
 
 @pytest.mark.parametrize(
     "algorithm, env, network",
-    [("ppo", "gymnax/CartPole-v1", {}), ("ppo", "probe/Memory", {"memory": "gru", "memory_size": 8})],
+    [
+        ("ppo", "gymnax/CartPole-v1", {}),
+        pytest.param("ppo", "probe/Memory", {"memory": "gru", "memory_size": 8}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_population_measures_what_its_members_do(algorithm, env, network):
     _, (agent, _) = with_and_without(algorithm, env, tuple(network.items()))

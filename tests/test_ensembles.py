@@ -7,11 +7,17 @@ import pytest
 
 from jaxrl import ensembles
 from jaxrl.buffers import NStep
+from jaxrl.ensembles import Atoms
+from jaxrl.networks.control import Coefficients
+from jaxrl.ops.bins import Support
 
 M, N, K, KAPPA = 4, 6, 5, 0.7
 DRAWS = np.random.default_rng(0)
 ATOMS = DRAWS.normal(size=(M, N, K)) * 2
 TARGET = DRAWS.normal(size=(N, 7)) * 2
+MEANS = Coefficients((), (), (), ())
+HISTOGRAMS = Coefficients((), (), (), Support(jnp.float32(-3.0), jnp.float32(1.0)))
+BINS = np.linspace(-3.0, 1.0, K)
 
 
 def close(found, expected):
@@ -38,8 +44,8 @@ def pooled(drop):
 def test_targets_and_what_is_climbed(aggregate, target, climbed):
     aggregate.check(M, K)
     assert aggregate.draw(jax.random.key(0), M, 3) == ()
-    close(aggregate.target(jnp.float32(ATOMS)), target)
-    close(aggregate.climb(jnp.float32(ATOMS)), climbed)
+    close(aggregate.target(Atoms(jnp.float32(ATOMS))).points, target)
+    close(aggregate.climb(ensembles.means(jnp.float32(ATOMS), MEANS)), climbed)
 
 
 def test_subset_draws_every_pair_equally_often():
@@ -56,23 +62,23 @@ def test_subset_is_the_least_of_those_drawn():
     chosen = ensembles.pick(params, jnp.array([3, 1]))
     assert chosen["params"]["encoder"].shape == (3,)
     assert chosen["count"] == 7
-    close(aggregate.target(chosen["params"]["value"]), np.minimum(ATOMS[3], ATOMS[1]))
-    close(aggregate.climb(jnp.float32(ATOMS)), ATOMS.mean((0, 2)))
+    close(aggregate.target(Atoms(chosen["params"]["value"])).points, np.minimum(ATOMS[3], ATOMS[1]))
+    close(aggregate.climb(jnp.float32(ATOMS.mean(2))), ATOMS.mean((0, 2)))
 
 
 def test_bootstrap():
     reward, discount = DRAWS.normal(size=N), np.where(np.arange(N) == 2, 0.0, 0.9)
     batch = NStep(obs=(), action=(), reward=jnp.float32(reward), discount=jnp.float32(discount), next_obs=(), length=())  # type: ignore[arg-type]
-    close(ensembles.bootstrap(batch, jnp.float32(TARGET)), reward[:, None] + discount[:, None] * TARGET)
+    close(ensembles.bootstrap(batch, Atoms(jnp.float32(TARGET))).points, reward[:, None] + discount[:, None] * TARGET)
 
 
 def test_squared_loss():
     def total(values):
-        return ensembles.loss(values, jnp.float32(TARGET[:, :1])).sum()
+        return ensembles.loss(values, Atoms(jnp.float32(TARGET[:, :1])), MEANS).sum()
 
     values = jnp.float32(ATOMS[:, :, :1])
     error = TARGET[:, :1] - ATOMS[:, :, :1]
-    close(ensembles.loss(values, jnp.float32(TARGET[:, :1])), 0.5 * (error**2).mean((1, 2)))
+    close(ensembles.loss(values, Atoms(jnp.float32(TARGET[:, :1])), MEANS), 0.5 * (error**2).mean((1, 2)))
     close(jax.grad(total)(values), -error / N)
 
 
@@ -89,12 +95,50 @@ def test_quantile_loss():
             slope[m, n, k] -= weight * np.clip(u, -KAPPA, KAPPA)
 
     def total(values):
-        losses = ensembles.loss(values, jnp.float32(TARGET), jnp.float32(KAPPA))
+        losses = ensembles.loss(values, Atoms(jnp.float32(TARGET)), Coefficients((), (), jnp.float32(KAPPA), ()))
         return losses.sum(), losses
 
     gradient, losses = jax.grad(total, has_aux=True)(jnp.float32(ATOMS))
     close(losses, expected)
     close(gradient, slope)
+
+
+def softmax(x):
+    weights = np.exp(x - x.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def test_histograms():
+    """Outputs are logits; the target is the histogram of the member with the least mean, or the mixture of all."""
+    probs = softmax(ATOMS)
+    means = probs @ BINS
+    atoms = ensembles.returns_of(jnp.float32(ATOMS), HISTOGRAMS)
+    close(atoms.points, np.broadcast_to(BINS, ATOMS.shape))
+    close(atoms.probs, probs)
+    close(ensembles.means(jnp.float32(ATOMS), HISTOGRAMS), means)
+    least = ensembles.minimum().target(atoms)
+    close(least.probs, probs[means.argmin(0), np.arange(N)])
+    close(least.mean(), means.min(0).mean())
+    mixture = ensembles.mean().target(atoms)
+    close(mixture.probs, probs.mean(0))
+    close(mixture.points, np.broadcast_to(BINS, (N, K)))
+
+
+def test_loss_of_histograms():
+    """Bellemare et al. 2017, algorithm 1, an atom at a time; some fall beyond the ends."""
+    weights = softmax(TARGET)
+    projected = np.zeros((N, K))
+    for n, j in np.ndindex(TARGET.shape):
+        position = (np.clip(TARGET[n, j], -3.0, 1.0) + 3.0) / (4.0 / (K - 1))
+        low, high = int(np.floor(position)), int(np.ceil(position))
+        if low == high:
+            projected[n, low] += weights[n, j]
+        else:
+            projected[n, low] += weights[n, j] * (high - position)
+            projected[n, high] += weights[n, j] * (position - low)
+    target = Atoms(jnp.float32(TARGET), jnp.float32(weights))
+    expected = -(projected * np.log(softmax(ATOMS))).sum(2).mean(1)
+    close(ensembles.loss(jnp.float32(ATOMS), target, HISTOGRAMS), expected)
 
 
 def test_messages():

@@ -19,6 +19,7 @@ LAYERS = (
         "objectives",
         "estimators",
         "rollout",
+        "alternating",
         "replaying",
         "acting",
         "surrogate",

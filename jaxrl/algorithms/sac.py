@@ -24,18 +24,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from jaxrl import buffers, ensembles, replaying, rollout, spaces
-from jaxrl.buffers import BufferState
-from jaxrl.ensembles import Aggregate
+from jaxrl import ensembles, replaying, rollout, spaces
+from jaxrl.buffers import NStep
+from jaxrl.ensembles import Aggregate, Atoms
 from jaxrl.networks.actor_critic import to_env_action
 from jaxrl.networks.control import ControlConfig, ControlNetworks, coefficients, evaluate, networks_for
 from jaxrl.networks.initializers import initialize
-from jaxrl.ops import schedules
 from jaxrl.ops.distributions import TanhGaussian
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import Optimizer, adam
+from jaxrl.replaying import Learner, State
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
 
 _LOG_STD = (-20.0, 2.0)
@@ -57,6 +57,8 @@ class Config:
         `num_steps` that divides capacity / num_envs.
       n_step: rows of a target, n.
       target: whether successors are valued by an average of the critics' parameters, or by themselves.
+      normalize_observations: whether networks see observations by their running statistics (SimBa, FastTD3); replay
+        keeps them raw.
       schedule: how the learning rates fall with progress: constant, linear or cosine.
       reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
       reset_size: resets a step if pooled, states kept if cached.
@@ -74,6 +76,7 @@ class Config:
     num_warmup_steps: int = 1024
     n_step: int = 1
     target: bool = True
+    normalize_observations: bool = False
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     reset: rollout.ResetMode = "fresh"
     reset_size: int = 0
@@ -112,54 +115,7 @@ class Hyperparams:
     horizon: Float[Array, ""]
 
 
-@struct.dataclass
-class Parts:
-    """One thing for the policy, one for the critics, one for the temperature (of which the parameter is log α)."""
-
-    policy: PyTree
-    critic: PyTree
-    temperature: PyTree
-
-
-@struct.dataclass
-class Learner:
-    """What an update changes.
-
-    Attributes:
-      params: parameters.
-      opt_state: states of the three optimizers.
-      target_params: the critics' that successors are valued by, or ().
-      statistics: running moments of policy and critics, {} without batch normalization.
-    """
-
-    params: Parts
-    opt_state: Parts
-    target_params: PyTree
-    statistics: Parts
-
-
-@struct.dataclass
-class State:
-    """All that one step changes; saving this saves the run.
-
-    Attributes:
-      key: the random key that every later draw comes from.
-      learner: parameters and all that their updates change.
-      actor: environments in progress.
-      buffer: replay; actions between -1 and 1, flat.
-      num_steps: steps of the algorithm done.
-    """
-
-    key: Key
-    learner: Learner
-    actor: rollout.ActorState
-    buffer: BufferState
-    num_steps: Int[Array, ""]
-
-    @property
-    def params(self) -> Parts:
-        """The learner's parameters."""
-        return self.learner.params
+_PARTS = ("policy", "critic", "temperature")
 
 
 @memoize
@@ -180,7 +136,8 @@ def sac(
       config: shapes and structure.
 
     Returns:
-      The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`.
+      The algorithm; its hyperparameters are a `Hyperparams`, its state a `jaxrl.replaying.State`, whose parameter
+      `temperature` is log α.
 
     Raises:
       ValueError: actions are no bounded `Box`, a count is not positive, a choice is unknown, the capacity, the warm-up
@@ -196,60 +153,50 @@ def sac(
       >>> metrics["loss/critic"].shape, int(state.buffer.filled)
       ((3,), 20)
     """
-    replaying.check_config("sac", config)
-    plan = replaying.order("sac", config.num_rounds, config.num_updates, config.policy_delay)
+    frame = replaying.frame("sac", env, config)
     policy_net, critic_net = networks_for("sac", env, network, True, config.network)
     if critic_net.config.norm == "batch" and config.target:
         raise ValueError(
             "sac: batch normalization needs the joint forward pass on both ends of a transition, hence no target "
             "network; got norm = 'batch' with target = True: set Config(target=False)."
         )
-    aggregate.check(critic_net.num_members, critic_net.num_outputs)
-    reset = rollout.Reset(config.reset, config.reset_size)
-    reset.validate(config.num_envs)
-    buffer = buffers.uniform(config.capacity, config.num_envs, config.batch_size, config.n_step)
-    space, size = env.action_space, spaces.size(env.action_space)
-    batch_size = config.num_envs * config.num_steps * config.num_rounds
-    precision = config.matmul_precision
+    aggregate.check(critic_net.num_members, critic_net.config.num_quantiles)
+    size, precision, plan = spaces.size(env.action_space), config.matmul_precision, frame.plan
 
     def hyperparams(**changes: Any) -> Hyperparams:
         nested = {"network": coefficients(critic_net.config)}
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
 
     def policy_at(learner: Learner, obs: Observation) -> TanhGaussian:
-        output, _ = evaluate(policy_net, learner.params.policy, learner.statistics.policy, obs)
+        output, _ = evaluate(policy_net, learner.params["policy"], learner.statistics["policy"], obs)
         return as_policy(output)
 
     def init(key: Key, hparams: Hyperparams) -> State:
-        key, key_policy, key_critic, key_actor, key_warmup = jax.random.split(key, 5)
-        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
-        one = jax.tree.map(lambda x: x[0], actor.obs)
+        key, key_policy, key_critic, key_world = jax.random.split(key, 4)
+        world = frame.start(key_world, hparams.env)
+        one = jax.tree.map(lambda x: x[0], world.normalized(world.actor.obs))
         policy = dict(initialize(policy_net, key_policy, one))
         critic = dict(initialize(critic_net, key_critic, one, jnp.zeros(size)))
-        params = Parts(policy.pop("params"), critic.pop("params"), jnp.log(hparams.initial_temperature))
-        actor, replay = replaying.warm_up(key_warmup, env, hparams.env, actor, buffer, config.num_warmup_steps, reset)
-        transforms = optimizers(hparams, 1.0)
+        params = {
+            "policy": policy.pop("params"),
+            "critic": critic.pop("params"),
+            "temperature": jnp.log(hparams.initial_temperature),
+        }
+        transforms = replaying.optimizers(optimizer, hparams, _PARTS, 1.0)
         learner = Learner(
             params=params,
-            opt_state=Parts(*(transforms[name].init(getattr(params, name)) for name in transforms)),
-            target_params=jax.tree.map(jnp.copy, params.critic) if config.target else (),
-            statistics=Parts(policy, critic, ()),
+            opt_state={name: transforms[name].init(params[name]) for name in _PARTS},
+            target_params=jax.tree.map(jnp.copy, params["critic"]) if config.target else (),
+            statistics={"policy": policy, "critic": critic},
         )
-        return State(key, learner, actor, replay, jnp.int32(0))
-
-    def optimizers(hparams: Hyperparams, factor: Float[Array, ""] | float) -> dict[str, optax.GradientTransformation]:
-        """Of each of the `Parts`, with its learning rate times a factor."""
-        names = [field.name for field in dataclasses.fields(Parts)]
-        return {name: optimizer(hparams, factor * getattr(hparams, f"{name}_learning_rate")) for name in names}
+        return State(key, learner, *world, (), jnp.int32(0))
 
     def critic_update(
-        learner: Learner, row: Any, replay: BufferState, hparams: Hyperparams, factor: Array
+        learner: Learner, row: Any, batch: NStep, hparams: Hyperparams, factor: Array
     ) -> tuple[Learner, Metrics]:
-        bits, noise, chosen, key = row
+        noise, chosen, key = row
         key_now, key_next = (None, None) if key is None else jax.random.split(key)
-        index = buffer.sample((), replay, bits, jnp.float32(0.0)).index
-        batch = buffers.n_step(replay.items, index, config.n_step, hparams.gamma)
-        temperature = jnp.exp(learner.params.temperature)
+        temperature = jnp.exp(learner.params["temperature"])
         next_action, next_log_prob = policy_at(learner, batch.next_obs).sample_and_log_prob_from(noise)
 
         def values(params: PyTree) -> tuple[Array, Array, PyTree]:
@@ -260,29 +207,31 @@ def sac(
                     net, frozen = net.clone(num_members=aggregate.num_chosen), ensembles.pick(frozen, chosen)
                 following, _ = evaluate(net, frozen, {}, batch.next_obs, next_action, hparams.network, key_next)
                 now, _ = evaluate(critic_net, params, {}, batch.obs, batch.action, hparams.network, key_now)
-                return now, following, learner.statistics.critic
+                return now, following, learner.statistics["critic"]
             both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch.obs, batch.next_obs)
             actions = jnp.concatenate([batch.action, next_action])
             output, moments = evaluate(
-                critic_net, params, learner.statistics.critic, both, actions, hparams.network, key_now, True
+                critic_net, params, learner.statistics["critic"], both, actions, hparams.network, key_now, True
             )
             now, following = jnp.split(output, 2, axis=1)
             return now, following[chosen] if aggregate.num_chosen else following, moments
 
         def loss(params: PyTree) -> tuple[Array, Any]:
             now, following, moments = values(params)
-            soft = soft_values(aggregate.target(following), next_log_prob, temperature)
-            target = jax.lax.stop_gradient(ensembles.bootstrap(batch, soft))
-            losses = ensembles.loss(now, target, hparams.network.kappa)
-            return jnp.sum(losses), (moments, jnp.mean(now), jnp.mean(target))
+            returns = aggregate.target(ensembles.returns_of(following, hparams.network))
+            target = ensembles.bootstrap(batch, soft_returns(returns, next_log_prob, temperature))
+            target = jax.lax.stop_gradient(target)
+            losses = ensembles.loss(now, target, hparams.network)
+            return jnp.sum(losses), (moments, jnp.mean(ensembles.means(now, hparams.network)), target.mean())
 
-        (total, (moments, value, target)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params.critic)
-        learner = replaying.descend(learner, "critic", gradient, optimizers(hparams, factor)["critic"])
+        (total, (moments, value, target)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params["critic"])
+        transforms = replaying.optimizers(optimizer, hparams, _PARTS, factor)
+        learner = replaying.descend(learner, "critic", gradient, transforms)
         frozen = learner.target_params
         if config.target:
-            frozen = replaying.follow(frozen, learner.params.critic, hparams.tau)
-        statistics = dataclasses.replace(learner.statistics, critic=moments)
-        return dataclasses.replace(learner, target_params=frozen, statistics=statistics), {
+            frozen = replaying.follow(frozen, learner.params["critic"], hparams.tau)
+        moved = {**learner.statistics, "critic": moments}
+        return dataclasses.replace(learner, target_params=frozen, statistics=moved), {
             "loss/critic": total / critic_net.num_members,
             "value/mean": value,
             "value/target": target,
@@ -290,29 +239,27 @@ def sac(
         }
 
     def policy_update(
-        learner: Learner, row: Any, replay: BufferState, hparams: Hyperparams, factor: Array
+        learner: Learner, row: Any, obs: Observation, hparams: Hyperparams, factor: Array
     ) -> tuple[Learner, Metrics]:
-        bits, noise, key = row
-        index = buffer.sample((), replay, bits, jnp.float32(0.0)).index
-        obs = jax.tree.map(lambda x: x[0], buffers.windows(replay.items.obs, index, 1))
-        temperature = jnp.exp(learner.params.temperature)
+        noise, key = row
+        temperature = jnp.exp(learner.params["temperature"])
         climbed = slice(aggregate.num_climbed)
         net = critic_net.clone(num_members=aggregate.num_climbed or critic_net.num_members)
-        critic, moments = (ensembles.pick(x, climbed) for x in (learner.params.critic, learner.statistics.critic))
+        critic, moments = (ensembles.pick(x["critic"], climbed) for x in (learner.params, learner.statistics))
 
         def loss(params: PyTree) -> tuple[Array, Any]:
-            output, after = evaluate(policy_net, params, learner.statistics.policy, obs, hparams.network, True)
+            output, after = evaluate(policy_net, params, learner.statistics["policy"], obs, hparams.network, True)
             action, log_prob = as_policy(output).sample_and_log_prob_from(noise)
-            value, _ = evaluate(net, critic, moments, obs, action, hparams.network, key)
-            return jnp.mean(temperature * log_prob - aggregate.climb(value)), (-jnp.mean(log_prob), after)
+            values, _ = evaluate(net, critic, moments, obs, action, hparams.network, key)
+            value = aggregate.climb(ensembles.means(values, hparams.network))
+            return jnp.mean(temperature * log_prob - value), (-jnp.mean(log_prob), after)
 
-        (total, (entropy, after)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params.policy)
-        transforms = optimizers(hparams, factor)
-        learner = replaying.descend(learner, "policy", gradient, transforms["policy"])
-        slope = jax.grad(temperature_loss)(learner.params.temperature, entropy, size * hparams.target_entropy)
-        learner = replaying.descend(learner, "temperature", slope, transforms["temperature"])
-        statistics = dataclasses.replace(learner.statistics, policy=after)
-        return dataclasses.replace(learner, statistics=statistics), {
+        (total, (entropy, after)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params["policy"])
+        transforms = replaying.optimizers(optimizer, hparams, _PARTS, factor)
+        learner = replaying.descend(learner, "policy", gradient, transforms)
+        slope = jax.grad(temperature_loss)(learner.params["temperature"], entropy, size * hparams.target_entropy)
+        learner = replaying.descend(learner, "temperature", slope, transforms)
+        return dataclasses.replace(learner, statistics={**learner.statistics, "policy": after}), {
             "loss/policy": total,
             "policy/entropy": entropy,
             "policy/temperature": temperature,
@@ -327,57 +274,37 @@ def sac(
         key, key_collect, key_noise, key_replay, key_next, key_now, key_chosen, key_drop = jax.random.split(
             state.key, 8
         )
-        progress = schedules.progress(state.num_steps.astype(jnp.float32) * batch_size, hparams.horizon)
-        factor = schedules.SCHEDULES[config.schedule](progress)
+        factor = frame.factor(state.num_steps, hparams.horizon)
         shape, num = plan.updates_shape, plan.num_policy_updates
-        bits = buffer.noise(key_replay, *shape)
-        drops = (None, None)
-        if critic_net.stochastic:
-            key_critic, key_policy = jax.random.split(key_drop)
-            drops = jax.random.split(key_critic, shape), jax.random.split(key_policy, num)
-        rows = replaying.Rows(
-            collect=(
-                jax.random.split(key_collect, config.num_rounds),
-                jax.random.normal(key_noise, (config.num_rounds, config.num_steps, config.num_envs, size)),
-            ),
+        drops = replaying.dropout_keys(key_drop, critic_net.stochastic, plan)
+        draws = replaying.Draws(
+            collect=jax.random.normal(key_noise, (*frame.acting_shape, size)),
             critic=(
-                bits,
                 jax.random.normal(key_next, (*shape, config.batch_size, size)),
                 aggregate.draw(key_chosen, critic_net.num_members, *shape),
                 drops[0],
             ),
-            policy=(
-                replaying.last_of_each(plan, bits),
-                jax.random.normal(key_now, (num, config.batch_size, size)),
-                drops[1],
-            ),
+            policy=(jax.random.normal(key_now, (num, config.batch_size, size)), drops[1]),
         )
-
-        def collect(learner: Learner, actor: Any, replay: BufferState, row: Any) -> tuple[Any, BufferState, Metrics]:
-            def behave(noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-                action = policy_at(learner, obs).sample_from(noise)
-                return action, to_env_action(space, action), memory, ()
-
-            key_steps, noise = row
-            actor, batch, metrics = rollout.collect(key_steps, env, hparams.env, actor, behave, noise, reset)
-            return actor, buffer.add((), replay, replaying.experience(batch)), metrics
-
-        (learner, actor, replay), metrics = replaying.alternate(
-            plan,
-            (state.learner, state.actor, state.buffer),
-            rows,
-            collect,
-            lambda learner, row, replay: critic_update(learner, row, replay, hparams, factor),
-            lambda learner, row, replay: policy_update(learner, row, replay, hparams, factor),
+        (learner, world), metrics = frame.run(
+            (key_collect, key_replay),
+            state.learner,
+            state.world,
+            hparams.env,
+            hparams.gamma,
+            draws,
+            lambda learner, noise, obs, memory, start: (policy_at(learner, obs).sample_from(noise), memory),
+            lambda learner, row, batch: critic_update(learner, row, batch, hparams, factor),
+            lambda learner, row, obs: policy_update(learner, row, obs, hparams, factor),
         )
-        return State(key, learner, actor, replay, state.num_steps + 1), rollout.summarize(metrics)
+        return State(key, learner, *world, (), state.num_steps + 1), metrics
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
-            policy = policy_at(state.learner, obs)
-        return to_env_action(space, policy.mode() if key is None else policy.sample(key)), memory
+            policy = policy_at(state.learner, state.world.normalized(obs))
+        return to_env_action(env.action_space, policy.mode() if key is None else policy.sample(key)), memory
 
-    return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="sac", env=env, config=config)
+    return Algorithm(init, step, act, hyperparams, env_steps=frame.env_steps, name="sac", env=env, config=config)
 
 
 def as_policy(output: tuple[Array, Array]) -> TanhGaussian:
@@ -386,15 +313,14 @@ def as_policy(output: tuple[Array, Array]) -> TanhGaussian:
     return TanhGaussian(mean, jnp.clip(log_std, *_LOG_STD))
 
 
-def soft_values(
-    values: Float[Array, "N J"], log_prob: Float[Array, " N"], temperature: Float[Array, ""]
-) -> Float[Array, "N J"]:
-    """Q(s', a') - α log π(a'|s'), of each quantile if there are any (arXiv:1812.05905, eq. 3).
+def soft_returns(returns: Atoms, log_prob: Float[Array, " N"], temperature: Float[Array, ""]) -> Atoms:
+    """Q(s', a') - α log π(a'|s'), of each point if there are several (arXiv:1812.05905, eq. 3).
 
-    >>> soft_values(jnp.ones((1, 1)), jnp.array([2.0]), jnp.float32(0.25)).tolist()
+    >>> soft_returns(Atoms(jnp.ones((1, 1))), jnp.array([2.0]), jnp.float32(0.25)).points.tolist()
     [[0.5]]
     """
-    return values - jnp.broadcast_to((temperature * log_prob)[:, None], values.shape)
+    shift = jnp.broadcast_to((temperature * log_prob)[:, None], returns.points.shape)
+    return returns._replace(points=returns.points - shift)
 
 
 def temperature_loss(

@@ -17,23 +17,24 @@ The buffer begins with `num_warmup_steps` random steps of each environment, made
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from jaxrl import buffers, ensembles, replaying, rollout, spaces
-from jaxrl.buffers import BufferState
+from jaxrl import ensembles, replaying, rollout, spaces
+from jaxrl.buffers import NStep
 from jaxrl.ensembles import Aggregate
 from jaxrl.networks.actor_critic import to_env_action
 from jaxrl.networks.control import ControlConfig, ControlNetworks, coefficients, evaluate, networks_for
 from jaxrl.networks.initializers import initialize
-from jaxrl.ops import schedules
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import Optimizer, adam
+from jaxrl.replaying import Learner, State
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
 
 
@@ -52,6 +53,11 @@ class Config:
       num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
         `num_steps` that divides capacity / num_envs.
       n_step: rows of a target, n.
+      target_policy: whether the target's actions are those of an average of the policies (TD3), or of the present one
+        (FastTD3).
+      exploration: deviation of the noise: constant, or per_episode, drawn anew by each environment (FastTD3).
+      normalize_observations: whether networks see observations by their running statistics (SimBa, FastTD3); replay
+        keeps them raw.
       schedule: how the learning rates fall with progress: constant, linear or cosine.
       reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
       reset_size: resets a step if pooled, states kept if cached.
@@ -68,6 +74,9 @@ class Config:
     capacity: int = 131_072
     num_warmup_steps: int = 1024
     n_step: int = 1
+    target_policy: bool = True
+    exploration: Literal["constant", "per_episode"] = "constant"
+    normalize_observations: bool = False
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     reset: rollout.ResetMode = "fresh"
     reset_size: int = 0
@@ -86,7 +95,9 @@ class Hyperparams:
       critic_learning_rate: of the critics'.
       gamma: discount factor.
       tau: how far the target parameters move at each update of the policy.
-      exploration_noise: deviation of the noise on actions taken; actions range from -1 to 1.
+      exploration_noise: deviation of the noise on actions taken; actions range from -1 to 1. The greatest if each
+        episode draws its own.
+      least_exploration_noise: the least of these.
       policy_noise: deviation of the noise on the target policy's actions.
       noise_clip: bound of that noise.
       max_grad_norm: gradients of a greater global norm are scaled down to it, each network's by itself.
@@ -100,59 +111,14 @@ class Hyperparams:
     gamma: Float[Array, ""]
     tau: Float[Array, ""]
     exploration_noise: Float[Array, ""]
+    least_exploration_noise: Float[Array, ""]
     policy_noise: Float[Array, ""]
     noise_clip: Float[Array, ""]
     max_grad_norm: Float[Array, ""]
     horizon: Float[Array, ""]
 
 
-@struct.dataclass
-class Parts:
-    """One thing for the policy, one for the critics."""
-
-    policy: PyTree
-    critic: PyTree
-
-
-@struct.dataclass
-class Learner:
-    """What an update changes.
-
-    Attributes:
-      params: parameters.
-      opt_state: states of the two optimizers.
-      target_params: averages of the parameters.
-    """
-
-    params: Parts
-    opt_state: Parts
-    target_params: Parts
-
-
-@struct.dataclass
-class State:
-    """All that one step changes; saving this saves the run.
-
-    Attributes:
-      key: the random key that every later draw comes from.
-      learner: parameters and all that their updates change.
-      actor: environments in progress.
-      buffer: replay; actions between -1 and 1, flat.
-      exploration_noise: the hyperparameter, for `act`.
-      num_steps: steps of the algorithm done.
-    """
-
-    key: Key
-    learner: Learner
-    actor: rollout.ActorState
-    buffer: BufferState
-    exploration_noise: Float[Array, ""]
-    num_steps: Int[Array, ""]
-
-    @property
-    def params(self) -> Parts:
-        """The learner's parameters."""
-        return self.learner.params
+_PARTS = ("policy", "critic")
 
 
 @memoize
@@ -173,7 +139,7 @@ def td3(
       config: shapes and structure.
 
     Returns:
-      The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`.
+      The algorithm; its hyperparameters are a `Hyperparams`, its state a `jaxrl.replaying.State`.
 
     Raises:
       ValueError: actions are no bounded `Box`, a count is not positive, a choice is unknown, the capacity, the warm-up
@@ -188,91 +154,94 @@ def td3(
       >>> metrics["loss/critic"].shape, int(state.buffer.filled)
       ((3,), 20)
     """
-    replaying.check_config("td3", config)
-    plan = replaying.order("td3", config.num_rounds, config.num_updates, config.policy_delay)
+    frame = replaying.frame("td3", env, config)
     policy_net, critic_net = networks_for("td3", env, network, False, config.network)
     if critic_net.config.norm == "batch":
         raise ValueError("td3: batch normalization cannot go with target networks; got norm = 'batch': use crossq.")
-    aggregate.check(critic_net.num_members, critic_net.num_outputs)
-    reset = rollout.Reset(config.reset, config.reset_size)
-    reset.validate(config.num_envs)
-    buffer = buffers.uniform(config.capacity, config.num_envs, config.batch_size, config.n_step)
-    space, size = env.action_space, spaces.size(env.action_space)
-    batch_size = config.num_envs * config.num_steps * config.num_rounds
-    precision = config.matmul_precision
+    aggregate.check(critic_net.num_members, critic_net.config.num_quantiles)
+    size, precision, plan = spaces.size(env.action_space), config.matmul_precision, frame.plan
+    per_episode = config.exploration == "per_episode"
 
     def hyperparams(**changes: Any) -> Hyperparams:
         nested = {"network": coefficients(critic_net.config)}
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
-
-    def optimizers(hparams: Hyperparams, factor: Float[Array, ""] | float) -> dict[str, optax.GradientTransformation]:
-        """Of each of the `Parts`, with its learning rate times a factor."""
-        names = [field.name for field in dataclasses.fields(Parts)]
-        return {name: optimizer(hparams, factor * getattr(hparams, f"{name}_learning_rate")) for name in names}
 
     def policy_at(params: PyTree, obs: Observation) -> Float[Array, "... A"]:
         (raw, _), _ = evaluate(policy_net, params, {}, obs)
         return jnp.tanh(raw)
 
     def init(key: Key, hparams: Hyperparams) -> State:
-        key, key_policy, key_critic, key_actor, key_warmup = jax.random.split(key, 5)
-        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
-        one = jax.tree.map(lambda x: x[0], actor.obs)
-        params = Parts(
-            policy=initialize(policy_net, key_policy, one)["params"],
-            critic=initialize(critic_net, key_critic, one, jnp.zeros(size))["params"],
-        )
-        actor, replay = replaying.warm_up(key_warmup, env, hparams.env, actor, buffer, config.num_warmup_steps, reset)
-        transforms = optimizers(hparams, 1.0)
-        opt_state = Parts(*(transforms[name].init(getattr(params, name)) for name in transforms))
-        learner = Learner(params, opt_state, jax.tree.map(jnp.copy, params))
+        key, key_policy, key_critic, key_world, key_scale = jax.random.split(key, 5)
+        shares = jax.random.uniform(key_scale, (config.num_envs,)) if per_episode else ()
+        world = frame.start(key_world, hparams.env, shares)
+        one = jax.tree.map(lambda x: x[0], world.normalized(world.actor.obs))
+        params = {
+            "policy": initialize(policy_net, key_policy, one)["params"],
+            "critic": initialize(critic_net, key_critic, one, jnp.zeros(size))["params"],
+        }
+        transforms = replaying.optimizers(optimizer, hparams, _PARTS, 1.0)
+        opt_state = {name: transforms[name].init(params[name]) for name in _PARTS}
+        followed = params if config.target_policy else {"critic": params["critic"]}
+        learner = Learner(params, opt_state, jax.tree.map(jnp.copy, followed), {})
         # A copy, so that the state can be donated while the hyperparameters stay.
-        return State(key, learner, actor, replay, jnp.copy(hparams.exploration_noise), jnp.int32(0))
+        return State(key, learner, *world, jnp.copy(hparams.exploration_noise), jnp.int32(0))
+
+    def behave(
+        hparams: Hyperparams, learner: Learner, draw: Any, obs: Observation, memory: Memory, start: Array
+    ) -> tuple[Array, Memory]:
+        noise, share = draw
+        action, scale = policy_at(learner.params["policy"], obs), hparams.exploration_noise
+        if per_episode:
+            memory = jnp.where(start, share, memory)
+            scales = hparams.least_exploration_noise + memory * (scale - hparams.least_exploration_noise)
+            scale = jnp.broadcast_to(scales[:, None], noise.shape)
+        return explored(action, noise, scale), memory
 
     def critic_update(
-        learner: Learner, row: Any, replay: BufferState, hparams: Hyperparams, factor: Array
+        learner: Learner, row: Any, batch: NStep, hparams: Hyperparams, factor: Array
     ) -> tuple[Learner, Metrics]:
-        bits, noise, chosen, key = row
+        noise, chosen, key = row
         key_now, key_next = (None, None) if key is None else jax.random.split(key)
-        index = buffer.sample((), replay, bits, jnp.float32(0.0)).index
-        batch = buffers.n_step(replay.items, index, config.n_step, hparams.gamma)
+        source = learner.target_params if config.target_policy else learner.params
         next_action = smoothed(
-            policy_at(learner.target_params.policy, batch.next_obs), noise, hparams.policy_noise, hparams.noise_clip
+            policy_at(source["policy"], batch.next_obs), noise, hparams.policy_noise, hparams.noise_clip
         )
-        net, frozen = critic_net, learner.target_params.critic
+        net, frozen = critic_net, learner.target_params["critic"]
         if aggregate.num_chosen:
             net, frozen = net.clone(num_members=aggregate.num_chosen), ensembles.pick(frozen, chosen)
         following, _ = evaluate(net, frozen, {}, batch.next_obs, next_action, hparams.network, key_next)
-        target = ensembles.bootstrap(batch, aggregate.target(following))
+        returns = aggregate.target(ensembles.returns_of(following, hparams.network))
+        target = ensembles.bootstrap(batch, returns)
 
         def loss(params: PyTree) -> tuple[Array, Array]:
             now, _ = evaluate(critic_net, params, {}, batch.obs, batch.action, hparams.network, key_now)
-            return jnp.sum(ensembles.loss(now, target, hparams.network.kappa)), jnp.mean(now)
+            losses = ensembles.loss(now, target, hparams.network)
+            return jnp.sum(losses), jnp.mean(ensembles.means(now, hparams.network))
 
-        (total, value), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params.critic)
-        return replaying.descend(learner, "critic", gradient, optimizers(hparams, factor)["critic"]), {
+        (total, value), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params["critic"])
+        transforms = replaying.optimizers(optimizer, hparams, _PARTS, factor)
+        return replaying.descend(learner, "critic", gradient, transforms), {
             "loss/critic": total / critic_net.num_members,
             "value/mean": value,
-            "value/target": jnp.mean(target),
+            "value/target": target.mean(),
             "gradient/critic_norm": optax.tree.norm(gradient),
         }
 
     def policy_update(
-        learner: Learner, row: Any, replay: BufferState, hparams: Hyperparams, factor: Array
+        learner: Learner, key: Any, obs: Observation, hparams: Hyperparams, factor: Array
     ) -> tuple[Learner, Metrics]:
-        bits, key = row
-        index = buffer.sample((), replay, bits, jnp.float32(0.0)).index
-        obs = jax.tree.map(lambda x: x[0], buffers.windows(replay.items.obs, index, 1))
         net = critic_net.clone(num_members=aggregate.num_climbed or critic_net.num_members)
-        critic = ensembles.pick(learner.params.critic, slice(aggregate.num_climbed))
+        critic = ensembles.pick(learner.params["critic"], slice(aggregate.num_climbed))
 
         def loss(params: PyTree) -> Array:
-            value, _ = evaluate(net, critic, {}, obs, policy_at(params, obs), hparams.network, key)
-            return -jnp.mean(aggregate.climb(value))
+            values, _ = evaluate(net, critic, {}, obs, policy_at(params, obs), hparams.network, key)
+            return -jnp.mean(aggregate.climb(ensembles.means(values, hparams.network)))
 
-        total, gradient = jax.value_and_grad(loss)(learner.params.policy)
-        learner = replaying.descend(learner, "policy", gradient, optimizers(hparams, factor)["policy"])
-        frozen = replaying.follow(learner.target_params, learner.params, hparams.tau)
+        total, gradient = jax.value_and_grad(loss)(learner.params["policy"])
+        transforms = replaying.optimizers(optimizer, hparams, _PARTS, factor)
+        learner = replaying.descend(learner, "policy", gradient, transforms)
+        followed = {name: learner.params[name] for name in learner.target_params}
+        frozen = replaying.follow(learner.target_params, followed, hparams.tau)
         return dataclasses.replace(learner, target_params=frozen), {
             "loss/policy": total,
             "gradient/policy_norm": optax.tree.norm(gradient),
@@ -283,57 +252,44 @@ def td3(
             return _step(state, hparams)
 
     def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
-        key, key_collect, key_noise, key_replay, key_next, key_chosen, key_drop = jax.random.split(state.key, 7)
-        progress = schedules.progress(state.num_steps.astype(jnp.float32) * batch_size, hparams.horizon)
-        factor = schedules.SCHEDULES[config.schedule](progress)
-        shape = plan.updates_shape
-        bits = buffer.noise(key_replay, *shape)
-        drops = (None, None)
-        if critic_net.stochastic:
-            key_critic, key_policy = jax.random.split(key_drop)
-            drops = jax.random.split(key_critic, shape), jax.random.split(key_policy, plan.num_policy_updates)
-        rows = replaying.Rows(
+        key, key_collect, key_noise, key_replay, key_next, key_chosen, key_drop, key_scale = jax.random.split(
+            state.key, 8
+        )
+        factor = frame.factor(state.num_steps, hparams.horizon)
+        drops = replaying.dropout_keys(key_drop, critic_net.stochastic, plan)
+        draws = replaying.Draws(
             collect=(
-                jax.random.split(key_collect, config.num_rounds),
-                jax.random.normal(key_noise, (config.num_rounds, config.num_steps, config.num_envs, size)),
+                jax.random.normal(key_noise, (*frame.acting_shape, size)),
+                jax.random.uniform(key_scale, frame.acting_shape) if per_episode else None,
             ),
             critic=(
-                bits,
-                jax.random.normal(key_next, (*shape, config.batch_size, size)),
-                aggregate.draw(key_chosen, critic_net.num_members, *shape),
+                jax.random.normal(key_next, (*plan.updates_shape, config.batch_size, size)),
+                aggregate.draw(key_chosen, critic_net.num_members, *plan.updates_shape),
                 drops[0],
             ),
-            policy=(replaying.last_of_each(plan, bits), drops[1]),
+            policy=drops[1],
         )
-
-        def collect(learner: Learner, actor: Any, replay: BufferState, row: Any) -> tuple[Any, BufferState, Metrics]:
-            def behave(noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-                action = explored(policy_at(learner.params.policy, obs), noise, hparams.exploration_noise)
-                return action, to_env_action(space, action), memory, ()
-
-            key_steps, noise = row
-            actor, batch, metrics = rollout.collect(key_steps, env, hparams.env, actor, behave, noise, reset)
-            return actor, buffer.add((), replay, replaying.experience(batch)), metrics
-
-        (learner, actor, replay), metrics = replaying.alternate(
-            plan,
-            (state.learner, state.actor, state.buffer),
-            rows,
-            collect,
-            lambda learner, row, replay: critic_update(learner, row, replay, hparams, factor),
-            lambda learner, row, replay: policy_update(learner, row, replay, hparams, factor),
+        (learner, world), metrics = frame.run(
+            (key_collect, key_replay),
+            state.learner,
+            state.world,
+            hparams.env,
+            hparams.gamma,
+            draws,
+            functools.partial(behave, hparams),
+            lambda learner, row, batch: critic_update(learner, row, batch, hparams, factor),
+            lambda learner, row, obs: policy_update(learner, row, obs, hparams, factor),
         )
-        noise_now = jnp.copy(hparams.exploration_noise)
-        return State(key, learner, actor, replay, noise_now, state.num_steps + 1), rollout.summarize(metrics)
+        return State(key, learner, *world, jnp.copy(hparams.exploration_noise), state.num_steps + 1), metrics
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
-            action = policy_at(state.learner.params.policy, obs)
+            action = policy_at(state.learner.params["policy"], state.world.normalized(obs))
         if key is not None:
-            action = explored(action, jax.random.normal(key, action.shape), state.exploration_noise)
-        return to_env_action(space, action), memory
+            action = explored(action, jax.random.normal(key, action.shape), state.acting)
+        return to_env_action(env.action_space, action), memory
 
-    return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="td3", env=env, config=config)
+    return Algorithm(init, step, act, hyperparams, env_steps=frame.env_steps, name="td3", env=env, config=config)
 
 
 def explored(action: Float[Array, "*b A"], noise: Float[Array, "*b A"], scale: Float[Array, ""]) -> Array:
@@ -362,6 +318,7 @@ _LEAVES = {
     "gamma": Leaf(0.99, 0.0, 1.0),
     "tau": Leaf(0.005, 0.0, 1.0),
     "exploration_noise": Leaf(0.1, 0.0),
+    "least_exploration_noise": Leaf(0.001, 0.0, needs=("exploration", "per_episode")),
     "policy_noise": Leaf(0.2, 0.0),
     "noise_clip": Leaf(0.5, 0.0),
     "max_grad_norm": Leaf(1e9, 1e-12),

@@ -4,9 +4,11 @@
     critics   Q_m(s, a) = Dense_m(tower_m([encode(s), a]))            [M, ..., K]
     tower     normalized input if `batch`, then for each layer
               Dense, dropout, LayerNorm if `layer`, activation, normalized if `batch`
+              or, if `residual` (SimBa: Lee et al. 2025, arXiv:2410.09754, figure 4): Dense, then for each layer
+              x + Dense(activation(Dense(LayerNorm(x)))) with four times as many units between, then LayerNorm
 
 All parameters of the M critics have a leading axis [M]; a convolutional encoder is shared by them. K is 1, or the
-number of quantiles, at the midpoints (2k - 1) / 2K.
+number of quantiles, at the midpoints (2k - 1) / 2K, or of the bins of a histogram, of which the outputs are logits.
 
 `batch` is batch renormalization (Ioffe 2017, arXiv:1702.03275, algorithm 1), plain batch normalization for the first
 `warmup` updates, in policy and critics at the places where the authors' code of CrossQ has it (Bhatt et al. 2024,
@@ -25,11 +27,13 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxrl import spaces, validation
 from jaxrl.networks.torsos import Encoder, activation_function
+from jaxrl.ops.bins import Support
 from jaxrl.types import Env, Key, Observation, memoize
 
 _EPSILON = 1e-3
 """Added to variances, as in the authors' code of CrossQ."""
 _INITIAL = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
+_HE = nn.initializers.he_normal(in_axis=-2, out_axis=-1, batch_axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,8 @@ class ControlConfig:
       critic_hidden: widths of each critic's; () takes those of the policy.
       num_critics: M.
       num_quantiles: K, quantiles of the return that a critic learns; 0: its mean only.
+      num_bins: K, bins of a histogram of the return that a critic learns instead; 0: none.
+      block: what a hidden layer is: plain, or residual, where all layers of a network have the same width.
       activation: relu, tanh, gelu, silu or elu.
       norm: what normalizes: none, layer (the critics' layers) or batch (all layers and the input, see the module).
       dropout: whether units of the critics' hidden layers are left out at random.
@@ -51,6 +57,8 @@ class ControlConfig:
     critic_hidden: tuple[int, ...] = ()
     num_critics: int = 2
     num_quantiles: int = 0
+    num_bins: int = 0
+    block: Literal["plain", "residual"] = "plain"
     activation: Literal["tanh", "relu", "gelu", "silu", "elu"] = "relu"
     norm: Literal["none", "layer", "batch"] = "none"
     dropout: bool = False
@@ -82,15 +90,17 @@ class Coefficients:
       dropout_rate: share of units left out.
       renormalization: a `Renormalization`.
       kappa: error from which on the loss of quantiles is linear.
+      support: a `jaxrl.ops.bins.Support`, the ends of the histogram.
     """
 
     dropout_rate: PyTree
     renormalization: PyTree
     kappa: PyTree
+    support: PyTree
 
 
 def coefficients(config: ControlConfig) -> Coefficients:
-    """The defaults: DroQ's rate for its easy tasks, CrossQ's constants, κ = 1.
+    """The defaults: DroQ's rate for its easy tasks, CrossQ's constants, κ = 1, returns between ±250 as in FastTD3.
 
     >>> coefficients(ControlConfig(dropout=True)).dropout_rate.item() == jnp.float32(0.01)
     Array(True, dtype=bool)
@@ -100,6 +110,7 @@ def coefficients(config: ControlConfig) -> Coefficients:
         dropout_rate=jnp.float32(0.01) if config.dropout else (),
         renormalization=numbers if config.norm == "batch" else (),
         kappa=jnp.float32(1.0) if config.num_quantiles else (),
+        support=Support(jnp.float32(-250.0), jnp.float32(250.0)) if config.num_bins else (),
     )
 
 
@@ -109,15 +120,17 @@ class Dense(nn.Module):
     Attributes:
       num_members: M.
       features: units of each.
+      initial: initializer of the kernel.
     """
 
     num_members: int
     features: int
+    initial: nn.initializers.Initializer = _INITIAL
 
     @nn.compact
     def __call__(self, x: Float[Array, "... N D"]) -> Float[Array, "M N F"]:
         """Maps [N, D], the same input for all, or [M, N, D]."""
-        kernel = self.param("kernel", _INITIAL, (self.num_members, x.shape[-1], self.features))
+        kernel = self.param("kernel", self.initial, (self.num_members, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.num_members, self.features))
         y = jnp.einsum("nd,mdf->mnf" if x.ndim == 2 else "mnd,mdf->mnf", x, kernel)
         return y + jnp.broadcast_to(bias[:, None], y.shape)
@@ -170,6 +183,7 @@ class Tower(nn.Module):
       activation: its name.
       norm: none, layer or batch.
       dropout: whether units are left out where there is a key.
+      block: plain or residual.
     """
 
     num_members: int
@@ -177,12 +191,15 @@ class Tower(nn.Module):
     activation: str
     norm: str
     dropout: bool
+    block: str
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "N D"], params: Coefficients | None, key: Key | None, train: bool
     ) -> Float[Array, "M N H"]:
         """Maps one input to the features of all members."""
+        if self.block == "residual":
+            return self._residual(x)
         renormalization = params.renormalization if params is not None else None
         if self.norm == "batch":
             x = Renorm()(jnp.broadcast_to(x, (self.num_members, *x.shape)), renormalization, train)
@@ -200,6 +217,13 @@ class Tower(nn.Module):
             if self.norm == "batch":
                 x = Renorm()(x, renormalization, train)
         return x
+
+    def _residual(self, x: Float[Array, "N D"]) -> Float[Array, "M N H"]:
+        x = Dense(self.num_members, self.hidden[0])(x)
+        for width in self.hidden:
+            y = Dense(self.num_members, 4 * width, _HE)(LayerNorm()(x))
+            x = x + Dense(self.num_members, width, _HE)(activation_function(self.activation)(y))
+        return LayerNorm()(x)
 
 
 class LayerNorm(nn.Module):
@@ -250,28 +274,31 @@ class ControlPolicy(nn.Module):
         x = Encoder(self.observation_space, config.convolve, config.activation, name="encoder")(obs)
         flat = x.reshape((-1, x.shape[-1]))
         norm = "batch" if config.norm == "batch" else "none"
-        features = Tower(1, config.hidden, config.activation, norm, False, name="tower")(flat, params, None, train)
+        tower = Tower(1, config.hidden, config.activation, norm, False, config.block, name="tower")
+        features = tower(flat, params, None, train)
         out = lambda name: Dense(1, self.num_actions, name=name)(features).reshape((*x.shape[:-1], -1))
         return out("mean"), out("log_std") if self.stochastic else None
 
 
 class EnsembleCritic(nn.Module):
-    """M action values, or M sets of quantiles.
+    """M action values, or M sets of quantiles or logits.
 
     Attributes:
       observation_space: space of one observation.
       num_members: M.
       config: layers.
+      num_actions: A of a discrete space, whose values then are the outputs: no action is an input, and K = A.
     """
 
     observation_space: spaces.Space
     num_members: int = 2
     config: ControlConfig = ControlConfig()
+    num_actions: int = 0
 
     @property
     def num_outputs(self) -> int:
         """K."""
-        return max(1, self.config.num_quantiles)
+        return max(1, self.config.num_quantiles, self.config.num_bins, self.num_actions)
 
     @property
     def stochastic(self) -> bool:
@@ -282,7 +309,7 @@ class EnsembleCritic(nn.Module):
     def __call__(
         self,
         obs: Observation,
-        action: Float[Array, "... A"],
+        action: Float[Array, "... A"] | None = None,
         params: Coefficients | None = None,
         key: Key | None = None,
         train: bool = False,
@@ -291,18 +318,20 @@ class EnsembleCritic(nn.Module):
 
         Args:
           obs: observations [..., *shape].
-          action: actions [..., A], flat.
+          action: actions [..., A], flat; None if they are discrete.
           params: read if there is dropout, and in training by batch renormalization.
           key: of dropout; None: no unit is left out.
           train: whether batch renormalization takes the batch's moments.
         """
         config = self.config
         x = Encoder(self.observation_space, config.convolve, config.activation, name="encoder")(obs)
-        x = jnp.concatenate([x, action], axis=-1)
+        if action is not None:
+            x = jnp.concatenate([x, action], axis=-1)
         flat, hidden = x.reshape((-1, x.shape[-1])), config.critic_hidden or config.hidden
-        features = Tower(self.num_members, hidden, config.activation, config.norm, config.dropout, name="tower")(
-            flat, params, key, train
+        tower = Tower(
+            self.num_members, hidden, config.activation, config.norm, config.dropout, config.block, name="tower"
         )
+        features = tower(flat, params, key, train)
         values = Dense(self.num_members, self.num_outputs, name="value")(features)
         return values.reshape((self.num_members, *x.shape[:-1], -1))
 
@@ -330,15 +359,16 @@ def control_networks(
 
     Args:
       observation_space: space of one observation.
-      action_space: a `Box` with finite bounds.
-      stochastic: whether the policy has standard deviations.
+      action_space: a `Box` with finite bounds, or `Discrete`.
+      stochastic: whether the policy has standard deviations; of discrete actions it has logits instead.
       config: layers.
 
     Returns:
       The modules; equal arguments give the same ones.
 
     Raises:
-      ValueError: the actions are no bounded `Box`, a width or a count is not positive, or a choice is unknown.
+      ValueError: the actions are neither, critics of discrete actions are to learn distributions, a width or a count
+        is not positive, a choice is unknown, or residual blocks do not go with the rest.
 
     Example:
       >>> nets = control_networks(spaces.box(-1.0, 1.0, (3,)), spaces.box(-2.0, 2.0, (2,)))
@@ -346,8 +376,14 @@ def control_networks(
       >>> nets.critic.apply(variables, jnp.zeros((5, 3)), jnp.zeros((5, 2))).shape
       (2, 5, 1)
     """
-    if not (isinstance(action_space, spaces.Box) and action_space.bounded):
-        raise ValueError(f"control_networks: actions must be a Box with finite bounds; got {action_space}.")
+    discrete = isinstance(action_space, spaces.Discrete)
+    if not (discrete or (isinstance(action_space, spaces.Box) and action_space.bounded)):
+        raise ValueError(f"control_networks: actions must be Discrete or a Box with finite bounds; got {action_space}.")
+    if discrete and (config.num_quantiles or config.num_bins):
+        raise ValueError(
+            "control_networks: critics of discrete actions learn means only; got "
+            f"num_quantiles = {config.num_quantiles}, num_bins = {config.num_bins}."
+        )
     validation.choices("control_networks", config)
     validation.counts("control_networks", config, ("num_critics",))
     if not config.hidden or min(config.hidden + config.critic_hidden) < 1 or config.num_quantiles < 0:
@@ -356,32 +392,53 @@ def control_networks(
             f"hidden = {config.hidden}, critic_hidden = {config.critic_hidden}, "
             f"num_quantiles = {config.num_quantiles}."
         )
-    size = spaces.size(action_space)
+    if config.num_bins < 0 or config.num_bins == 1 or (config.num_bins and config.num_quantiles):
+        raise ValueError(
+            "control_networks: a histogram has at least 2 bins and excludes quantiles; got "
+            f"num_bins = {config.num_bins}, num_quantiles = {config.num_quantiles}."
+        )
+    if config.block == "residual" and (
+        config.norm != "none" or config.dropout or any(len(set(x)) > 1 for x in (config.hidden, config.critic_hidden))
+    ):
+        raise ValueError(
+            "control_networks: residual blocks have layer normalization of their own, no dropout, and one width; got "
+            f"norm = {config.norm!r}, dropout = {config.dropout}, hidden = {config.hidden}, "
+            f"critic_hidden = {config.critic_hidden}."
+        )
+    num_actions = action_space.n if isinstance(action_space, spaces.Discrete) else 0
     return ControlNetworks(
-        ControlPolicy(observation_space, size, stochastic, config),
-        EnsembleCritic(observation_space, config.num_critics, config),
+        ControlPolicy(observation_space, num_actions or spaces.size(action_space), stochastic and not discrete, config),
+        EnsembleCritic(observation_space, config.num_critics, config, num_actions),
     )
 
 
 def networks_for(
-    owner: str, env: Env, network: ControlNetworks | None, stochastic: bool, config: ControlConfig
+    owner: str,
+    env: Env,
+    network: ControlNetworks | None,
+    stochastic: bool,
+    config: ControlConfig,
+    discrete: bool = False,
 ) -> ControlNetworks:
     """The networks given, or those that a config describes for the environment's spaces.
 
     Args:
       owner: the algorithm, for messages.
-      env: with actions that are a bounded `Box`.
+      env: with actions that are a bounded `Box`, or discrete.
       network: given, or None.
       stochastic: whether the policy must have standard deviations.
       config: layers.
+      discrete: whether actions must be discrete.
 
     Raises:
       ValueError: both are given, the policy given is of the other kind, or what `control_networks` raises.
     """
-    if not (isinstance(env.action_space, spaces.Box) and env.action_space.bounded):
+    if discrete and not isinstance(env.action_space, spaces.Discrete):
+        raise ValueError(f"{owner}: actions must be discrete; {env.name!r} has {env.action_space}. Use sac.")
+    if not discrete and not (isinstance(env.action_space, spaces.Box) and env.action_space.bounded):
         raise ValueError(
             f"{owner}: actions must be a Box with finite bounds, since the gradient of Q goes through them; "
-            f"{env.name!r} has {env.action_space}. Use dqn or ppo."
+            f"{env.name!r} has {env.action_space}. Use discrete_sac, dqn or ppo."
         )
     if network is None:
         return control_networks(env.observation_space, env.action_space, stochastic, config)

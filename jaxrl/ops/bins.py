@@ -10,7 +10,21 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jaxtyping import Array, ArrayLike, Float
+
+
+@struct.dataclass
+class Support:
+    """The range of what is represented.
+
+    Attributes:
+      low: the least value that can be represented.
+      high: the greatest.
+    """
+
+    low: Float[Array, ""]
+    high: Float[Array, ""]
 
 
 def bin_centers(low: ArrayLike, high: ArrayLike, num_bins: int) -> Float[Array, " K"]:

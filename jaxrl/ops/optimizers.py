@@ -36,16 +36,18 @@ def adam(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransfo
 
 
 @memoize
-def adam_with(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Optimizer:
+def adam_with(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0) -> Optimizer:
     """Adam with other constants than `adam` has, behind the same clipping.
 
     Args:
       beta1: decay of the first moment.
       beta2: decay of the second.
       epsilon: added to the root of the second.
+      weight_decay: decoupled (AdamW, Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2): the learning rate
+        times this share of each parameter is taken off. Scalars, such as a temperature, do not decay.
 
     Raises:
-      ValueError: a decay is not in [0, 1), or ε is not positive.
+      ValueError: a decay is not in [0, 1), ε is not positive, or the weight decay is negative.
 
     Example:
       >>> import types
@@ -60,11 +62,16 @@ def adam_with(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -
             "adam_with: beta1 and beta2 must be at least 0 and below 1, and epsilon positive; got "
             f"beta1 = {beta1}, beta2 = {beta2}, epsilon = {epsilon}."
         )
+    if weight_decay < 0.0:
+        raise ValueError(f"adam_with: weight_decay must not be negative; got weight_decay = {weight_decay}.")
+    arrays = lambda params: jax.tree.map(lambda x: x.ndim > 0, params)
+    decay = (optax.add_decayed_weights(weight_decay, arrays),) if weight_decay else ()
 
     def make(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
         return optax.chain(
             optax.clip_by_global_norm(hparams.max_grad_norm),
             optax.scale_by_adam(beta1, beta2, epsilon),
+            *decay,
             optax.scale(-learning_rate),  # type: ignore[arg-type]
         )
 

@@ -11,6 +11,7 @@ A *chain* of targets (i-QN) is the same record with one axis more: parameters [C
 network and of the head's loss, with link c's successor valued by what follows link c - 1.
 """
 
+from jaxrl.ops.bins import Support
 from jaxrl.values.actions import epsilon_greedy, legal_only
 from jaxrl.values.backups import (
     Annealed,
@@ -25,7 +26,7 @@ from jaxrl.values.backups import (
     soft,
 )
 from jaxrl.values.distributional import categorical, implicit_quantile, quantile, quantile_huber
-from jaxrl.values.records import ILLEGAL, Backup, BackupInputs, Support, Target, ValueHead
+from jaxrl.values.records import ILLEGAL, Backup, BackupInputs, Target, ValueHead
 from jaxrl.values.scalars import (
     Huber,
     Mapped,

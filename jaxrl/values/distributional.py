@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 from jaxrl import validation
 from jaxrl.networks.q_network import QOutput
 from jaxrl.ops import bins
+from jaxrl.ops.bins import Support
 from jaxrl.types import memoize
-from jaxrl.values.records import Support, Target, ValueHead, check_choice, expected_return
+from jaxrl.values.records import Target, ValueHead, check_choice, expected_return
 from jaxrl.values.scalars import Huber, huber
 
 

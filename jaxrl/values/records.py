@@ -91,19 +91,6 @@ class Backup(NamedTuple):
     greedy: bool = False
 
 
-@struct.dataclass
-class Support:
-    """Coefficients of heads that represent returns of a range.
-
-    Attributes:
-      low: the least return that can be represented.
-      high: the greatest.
-    """
-
-    low: Float[Array, ""]
-    high: Float[Array, ""]
-
-
 def expected_return(target: Target, values: Float[Array, "N A"]) -> Float[Array, " N"]:
     """r + γ Σ_a π(a) (Q(a) + shift(a)), with Q given."""
     shifted = values if target.shift is None else values + target.shift

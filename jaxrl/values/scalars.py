@@ -9,8 +9,9 @@ from flax import struct
 from jaxtyping import Array, Float, PyTree
 
 from jaxrl.networks.q_network import QOutput
+from jaxrl.ops.bins import Support
 from jaxrl.types import memoize
-from jaxrl.values.records import Support, Target, ValueHead, check_choice, expected_return
+from jaxrl.values.records import Target, ValueHead, check_choice, expected_return
 
 _LEAST_SHAPE = 1e-3
 """β, α and |δ| / α of `generalized_gaussian` are at least this."""

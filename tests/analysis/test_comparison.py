@@ -66,7 +66,10 @@ def level(aggregate, num_seeds, settings, num_repeats=500, **changes):
     return rejected / num_repeats
 
 
-@pytest.mark.parametrize("aggregate, num_seeds, settings", [(statistics.iqm, 8, 1), (statistics.mean, 5, 3)])
+@pytest.mark.parametrize(
+    "aggregate, num_seeds, settings",
+    [pytest.param(statistics.iqm, 8, 1, marks=pytest.mark.slow), (statistics.mean, 5, 3)],
+)
 def test_under_the_null_hypothesis_five_percent_are_rejected(aggregate, num_seeds, settings):
     # Of 500 repeats the share has a standard error of 1%.
     scores, curves = level(aggregate, num_seeds, settings)

@@ -17,10 +17,12 @@ from jaxrl.algorithms import (
     avg,
     bpg,
     ccn,
+    discrete_sac,
     dqn,
     harpg,
     lpg,
     mac,
+    mpo,
     ppo,
     pqn,
     props,
@@ -415,6 +417,7 @@ _CONTROL_OPTIONS = {
     "num_warmup_steps": 2,
     "n_step": 2,
     "schedule": "constant",
+    "normalize_observations": True,
     "network": ControlConfig(hidden=(8,), activation="tanh"),
 }
 _NO_ENDS = dict.fromkeys(("reset", "reset_size"), "episodes of Pendulum are longer than these runs")
@@ -752,13 +755,72 @@ CASES = {
     ),
     "td3": Case(
         "td3",
-        _control(td3, "gymnax/Pendulum-v1"),
+        _control(td3, "gymnax/Pendulum-v1", exploration="per_episode"),
         {**_CONTROL_HPARAMS, "policy_noise": 0.8},
-        _CONTROL_OPTIONS,
-        {**_CPU, **_SLOW, **_NO_ENDS},
+        {**_CONTROL_OPTIONS, "target_policy": False},
+        {
+            **_CPU,
+            **_SLOW,
+            **_NO_ENDS,
+            "exploration": "without episodes' own the least noise has no effect and may not be set",
+        },
+        slow=True,
+    ),
+    "td3-categorical": Case(
+        "td3",
+        _control(td3, "gymnax/Pendulum-v1", network=ControlConfig(hidden=(8,), num_bins=11)),
+        {**_CONTROL_HPARAMS, "policy_noise": 0.8},
+        {},
+        {**_CPU, **_SLOW, **_NO_ENDS, "least_exploration_noise": "all have the same noise"},
+        slow=True,
+    ),
+    "discrete_sac": Case(
+        "discrete_sac",
+        _control(discrete_sac, "probe/Credit"),
+        {**_CONTROL_HPARAMS, "temperature_learning_rate": 1e-2},
+        {**_CONTROL_OPTIONS, "reset": "pooled", "reset_size": 2},
+        {**_CPU, **_SLOW},
+        slow=True,
+    ),
+    "mpo": Case(
+        "mpo",
+        _control(mpo, "gymnax/Pendulum-v1", num_actions=3, n_step=2),
+        {
+            **{name: value for name, value in _CONTROL_HPARAMS.items() if name != "tau"},
+            "dual_learning_rate": 1e-1,
+            "target_period": 2,
+            "epsilon": 1.0,
+            "initial_temperature": 0.1,
+            "initial_stddev_multiplier": 1.0,
+        },
+        {**_CONTROL_OPTIONS, "num_actions": 4, "n_step": 1},
+        {
+            **_CPU,
+            **_SLOW,
+            **_NO_ENDS,
+            "penalize_bounds": "without it epsilon_penalty has no effect and may not be set; see test_off_policy.py",
+        },
         slow=True,
     ),
 }
+
+# Second rows of algorithms whose first one the ordinary tests have.
+_SECOND = (
+    "avg-one-step",
+    "bpg-policy",
+    "ccn-obgd",
+    "dqn-implicit",
+    "dqn-sequences",
+    "harpg-continuous",
+    "ppo-decoupled",
+    "props-continuous",
+    "stream_ac-discrete",
+    "stream_q-columns",
+    "stream_q-sarsa",
+    "trpo-continuous",
+    "trpo-recurrent",
+)
+CASES.update({name: dataclasses.replace(CASES[name], slow=True) for name in _SECOND})
 
 # A variant has no code of its own: `test_variants` builds and runs each.
 VARIANTS = [name for name, entry in ALGORITHMS.items() if entry.base]

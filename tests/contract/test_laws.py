@@ -278,6 +278,8 @@ def test_variants_learn_something_with_their_own_defaults(name):
     """A variant's parts fit together: laws 1 and 6, its name, its defaults, one record for equal arguments."""
     entry = ALGORITHMS[name]
     tiny = {"num_envs": 4, "num_steps": 8, "network": dataclasses.replace(entry.default_config.network, hidden=(8,))}
+    if entry.base in ("sac", "td3"):
+        tiny["batch_size"] = 16
     env = jaxrl.make_env("gymnax/Pendulum-v1" if entry.base in ("sac", "td3") else "probe/Credit")
     algorithm = jaxrl.make(name, env, **tiny)
     assert algorithm.name == name

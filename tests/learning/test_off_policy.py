@@ -11,13 +11,14 @@ import pytest
 
 import jaxrl
 from jaxrl import buffers, ensembles, spaces
-from jaxrl.algorithms import sac, td3
+from jaxrl.algorithms import discrete_sac, mpo, sac, td3
 from jaxrl.algorithms.registry import ALGORITHMS
+from jaxrl.ensembles import Atoms
 from jaxrl.networks.control import ControlConfig, control_networks, evaluate
 
 NUM_SEEDS = 5
 GAMMA, TAU, RATE = 0.8, 0.3, 1e-2
-MODULES = {"sac": sac, "td3": td3}
+MODULES = {"sac": sac, "td3": td3, "discrete_sac": discrete_sac, "mpo": mpo}
 
 
 def with_actions(probe, **options):
@@ -61,10 +62,11 @@ def dense(layer, x, m):
 
 
 def critic_of(params, obs, action):
-    """Q_m(s, a), [M, N]."""
-    x = np.concatenate([obs, action], axis=1)
+    """Q_m(s, a), [M, N]; without actions as inputs [M, N, A]."""
+    x = obs if action is None else np.concatenate([obs, action], axis=1)
     hidden = [np.maximum(dense(params["tower"]["Dense_0"], x, m), 0.0) for m in range(2)]
-    return np.stack([dense(params["value"], hidden[m], m)[:, 0] for m in range(2)])
+    values = np.stack([dense(params["value"], hidden[m], m) for m in range(2)])
+    return values if action is None else values[:, :, 0]
 
 
 def policy_of(params, name, obs):
@@ -79,21 +81,31 @@ def squashed(params, obs, noise):
     return np.tanh(u), log_prob.sum(1)
 
 
-def one_update(name, **hparams):
+def one_update(name, num_before=0, options=None, **hparams):
     """State before and after, metrics, the batch that was drawn, and the noise of the update."""
-    env = with_actions("Termination", num_steps=3)
-    agent = getattr(MODULES[name], name)(env, config=MODULES[name].Config(**ONE))
-    hparams = agent.hyperparams(**SHARED, **hparams)
+    discrete = name == "discrete_sac"
+    env = jaxrl.make_env("probe/Credit") if discrete else with_actions("Termination", num_steps=3)
+    agent = getattr(MODULES[name], name)(env, config=MODULES[name].Config(**ONE, **(options or {})))
+    shared = SHARED if name != "mpo" else {key: value for key, value in SHARED.items() if key != "tau"}
+    hparams = agent.hyperparams(**shared, **hparams)
     before = jax.jit(agent.init)(jax.random.key(0), hparams)
-    after, metrics = jax.jit(agent.step)(before, hparams)
+    step = jax.jit(agent.step)
+    for _ in range(num_before):
+        before, _ = step(before, hparams)
+    after, metrics = step(before, hparams)
     # The order of keys is the one in `_step`.
-    keys = jax.random.split(before.key, {"sac": 8, "td3": 7}[name])
+    keys = jax.random.split(before.key, 6 if discrete else 8)
     buffer = buffers.uniform(8, 1, NUM_DRAWN)
     index = buffer.sample((), after.buffer, buffer.noise(keys[3], 1, 1)[0, 0], jnp.float32(0.0)).index
     rows = jax.tree.map(lambda x: np.asarray(x)[np.asarray(index), 0].astype(np.float64), after.buffer.items)
     assert rows.terminated.any()
     assert not rows.terminated.all()
-    noise = [np.float64(jax.random.normal(key, (1, 1, NUM_DRAWN, 2))[0, 0]) for key in keys[4:6]]
+    if name == "mpo":
+        shape = (agent.config.num_actions, NUM_DRAWN, 2)
+        drawn = jax.random.split(keys[4], (1, 1))[0, 0], jax.random.split(keys[5], 1)[0]
+        noise = [np.float64(jax.random.normal(key, shape)) for key in drawn]
+    else:
+        noise = [np.float64(jax.random.normal(key, (1, 1, NUM_DRAWN, 2))[0, 0]) for key in keys[4:6]]
     return before.learner, after.learner, metrics, rows, noise
 
 
@@ -112,36 +124,154 @@ def test_an_update_of_sac():
     before, after, metrics, rows, (next_noise, noise) = one_update(
         "sac", initial_temperature=ALPHA, target_entropy=-0.5, temperature_learning_rate=RATE
     )
-    next_action, next_log_prob = squashed(before.params.policy, rows.next_obs, next_noise)
+    next_action, next_log_prob = squashed(before.params["policy"], rows.next_obs, next_noise)
     following = critic_of(before.target_params, rows.next_obs, next_action).min(0) - ALPHA * next_log_prob
     target = rows.reward + GAMMA * (1 - rows.terminated) * following
-    values = critic_of(before.params.critic, rows.obs, rows.action)
+    values = critic_of(before.params["critic"], rows.obs, rows.action)
     close(metrics["value/target"], target.mean())
     close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean())
     close(metrics["value/mean"], values.mean())
-    action, log_prob = squashed(before.params.policy, rows.obs, noise)
-    climbed = critic_of(after.params.critic, rows.obs, action).min(0)
+    action, log_prob = squashed(before.params["policy"], rows.obs, noise)
+    climbed = critic_of(after.params["critic"], rows.obs, action).min(0)
     close(metrics["loss/policy"], (ALPHA * log_prob - climbed).mean())
     close(metrics["policy/entropy"], -log_prob.mean())
     # Adam's first step has the length of the rate.
     assert abs(-log_prob.mean() + 1.0) > 0.1
-    close(after.params.temperature, math.log(ALPHA) - RATE * np.sign(-log_prob.mean() + 1.0))
-    assert_averaged(before.target_params, after.params.critic, after.target_params)
+    close(after.params["temperature"], math.log(ALPHA) - RATE * np.sign(-log_prob.mean() + 1.0))
+    assert_averaged(before.target_params, after.params["critic"], after.target_params)
 
 
 def test_an_update_of_td3():
     """Fujimoto et al. 2018, algorithm 1; some of the noise is clipped, and some of the actions."""
     before, after, metrics, rows, (next_noise, _) = one_update("td3", policy_noise=2.0, noise_clip=1.5)
     smooth = np.clip(2.0 * next_noise, -1.5, 1.5)
-    next_action = np.clip(np.tanh(policy_of(before.target_params.policy, "mean", rows.next_obs)) + smooth, -1, 1)
-    following = critic_of(before.target_params.critic, rows.next_obs, next_action).min(0)
+    next_action = np.clip(np.tanh(policy_of(before.target_params["policy"], "mean", rows.next_obs)) + smooth, -1, 1)
+    following = critic_of(before.target_params["critic"], rows.next_obs, next_action).min(0)
     target = rows.reward + GAMMA * (1 - rows.terminated) * following
-    values = critic_of(before.params.critic, rows.obs, rows.action)
+    values = critic_of(before.params["critic"], rows.obs, rows.action)
     close(metrics["value/target"], target.mean())
     close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean())
-    action = np.tanh(policy_of(before.params.policy, "mean", rows.obs))
-    close(metrics["loss/policy"], -critic_of(after.params.critic, rows.obs, action)[0].mean())
+    action = np.tanh(policy_of(before.params["policy"], "mean", rows.obs))
+    close(metrics["loss/policy"], -critic_of(after.params["critic"], rows.obs, action)[0].mean())
     assert_averaged(before.target_params, after.params, after.target_params)
+
+
+def test_an_update_of_discrete_sac():
+    """Christodoulou 2019, eq. 10 to 12: sums over actions."""
+    before, after, metrics, rows, _ = one_update(
+        "discrete_sac", initial_temperature=ALPHA, target_entropy=0.5, temperature_learning_rate=RATE
+    )
+
+    def policy(params, obs):
+        logits = policy_of(params, "mean", obs)
+        probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        return probs, np.log(probs)
+
+    probs, log_probs = policy(before.params["policy"], rows.next_obs)
+    least = critic_of(before.target_params, rows.next_obs, None).min(0)
+    following = (probs * (least - ALPHA * log_probs)).sum(1)
+    target = rows.reward + GAMMA * (1 - rows.terminated) * following
+    values = critic_of(before.params["critic"], rows.obs, None)[:, np.arange(NUM_DRAWN), rows.action.astype(int)]
+    close(metrics["value/target"], target.mean())
+    close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean())
+    probs, log_probs = policy(before.params["policy"], rows.obs)
+    climbed = critic_of(after.params["critic"], rows.obs, None).min(0)
+    entropy = -(probs * log_probs).sum(1).mean()
+    close(metrics["loss/policy"], (probs * (ALPHA * log_probs - climbed)).sum(1).mean())
+    close(metrics["policy/entropy"], entropy)
+    excess = entropy - 0.5 * math.log(probs.shape[1])
+    assert abs(excess) > 0.05
+    close(after.params["temperature"], math.log(ALPHA) - RATE * np.sign(excess))
+    assert_averaged(before.target_params, after.params["critic"], after.target_params)
+
+
+def test_an_update_of_mpo():
+    """Abdolmaleki et al. 2018, sections 4.1 and 4.2: the second update, of a policy that has left its target."""
+    temperature, multipliers, bounds = 0.3, (0.7, 0.4), {"epsilon": 0.2, "epsilon_mean": 0.05, "epsilon_stddev": 0.03}
+    before, after, metrics, rows, (next_noise, noise) = one_update(
+        "mpo",
+        1,
+        {"num_actions": 3, "n_step": 1},
+        **bounds,
+        epsilon_penalty=0.02,
+        initial_temperature=temperature,
+        initial_mean_multiplier=multipliers[0],
+        initial_stddev_multiplier=multipliers[1],
+    )
+    softplus = lambda x: np.log1p(np.exp(np.float64(x)))
+
+    def gaussian(params, obs):
+        return policy_of(params, "mean", obs), policy_of(params, "log_std", obs)
+
+    def drawn(params, obs, noise):
+        mean, log_std = gaussian(params, obs)
+        return mean + np.exp(log_std) * noise
+
+    def judged(actions, obs):
+        return np.stack([critic_of(before.target_params["critic"], obs, np.clip(a, -1, 1)).min(0) for a in actions])
+
+    following = judged(drawn(before.target_params["policy"], rows.next_obs, next_noise), rows.next_obs).mean(0)
+    target = rows.reward + GAMMA * (1 - rows.terminated) * following
+    values = critic_of(before.params["critic"], rows.obs, rows.action)
+    close(metrics["value/target"], target.mean())
+    close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean())
+
+    def e_step(value, raw, epsilon):
+        heat = softplus(raw)
+        weights = np.exp(value / heat) / np.exp(value / heat).sum(0)
+        return weights, heat * (epsilon + np.log(np.exp(value / heat).mean(0)).mean())
+
+    actions = drawn(before.target_params["policy"], rows.obs, noise)
+    beyond = actions - np.clip(actions, -1, 1)
+    assert (beyond != 0).any()
+    dual = before.params["dual"]
+    weights, dual_loss = e_step(judged(actions, rows.obs), dual.temperature, bounds["epsilon"])
+    held, more = e_step(-np.sqrt((beyond**2).sum(-1)), dual.penalty, 0.02)
+    (mean, log_std), (old_mean, old_log_std) = (
+        gaussian(params["policy"], rows.obs) for params in (before.params, before.target_params)
+    )
+
+    def log_density(mean, log_std):
+        z = (actions - mean) / np.exp(log_std)
+        return (-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    likelihood = log_density(mean, old_log_std) + log_density(old_mean, log_std)
+    kl_mean = (0.5 * (mean - old_mean) ** 2 / np.exp(2 * old_log_std)).mean(0)
+    ratio = np.exp(2 * (old_log_std - log_std))
+    kl_stddev = (0.5 * (ratio - 1) - (old_log_std - log_std)).mean(0)
+    assert kl_mean.min() > 1e-6
+    assert kl_stddev.min() > 1e-6
+    loss = -((weights + held) * likelihood).sum(0).mean()
+    loss += (softplus(dual.mean) * kl_mean + softplus(dual.stddev) * kl_stddev).sum()
+    dual_loss += more + (softplus(dual.mean) * (bounds["epsilon_mean"] - kl_mean)).sum()
+    dual_loss += (softplus(dual.stddev) * (bounds["epsilon_stddev"] - kl_stddev)).sum()
+    close(metrics["policy/kl_mean"], kl_mean.mean())
+    close(metrics["policy/kl_stddev"], kl_stddev.mean())
+    close(metrics["loss/policy"], loss)
+    close(metrics["loss/dual"], dual_loss)
+    # Not due yet: the copies stay.
+    jax.tree.map(np.testing.assert_array_equal, before.target_params["critic"], after.target_params["critic"])
+    assert int(after.target_params["age"]) == 2
+
+
+def test_the_dual_of_mpo_is_least_where_the_divergence_is_epsilon():
+    value, epsilon = 3.0 * np.random.default_rng(0).normal(size=(20, 5)), jnp.float32(0.3)
+    loss = lambda raw: mpo.e_step(jnp.float32(value), raw, epsilon)[1]
+
+    def descend(raw, _):
+        return raw - 0.5 * jax.grad(loss)(raw), None
+
+    raw, _ = jax.lax.scan(descend, jnp.float32(1.0), None, 400)
+    weights = np.float64(mpo.e_step(jnp.float32(value), raw, epsilon)[0])
+    np.testing.assert_allclose((weights * np.log(20 * weights)).sum(0).mean(), 0.3, atol=1e-3)
+
+
+def test_distributions_of_several_actions_are_pooled():
+    points = jnp.arange(12.0).reshape(6, 2)
+    joined = mpo.pooled(Atoms(points), 3)
+    assert joined.points.tolist() == [[0.0, 1.0, 4.0, 5.0, 8.0, 9.0], [2.0, 3.0, 6.0, 7.0, 10.0, 11.0]]
+    weighted = mpo.pooled(Atoms(points, jnp.full((6, 2), 0.5)), 3)
+    np.testing.assert_allclose(weighted.probs, 1 / 6)
 
 
 # --- Values ----------------------------------------------------------------------------------------------------------
@@ -188,7 +318,7 @@ def test_values_of_the_probes(name, probe, expected):
     obs, value = expected
     action = jnp.zeros((len(obs), 2))
     found = jax.vmap(lambda params: evaluate(critic, params, {}, jnp.float32(obs), action, hparams.network)[0])(
-        states.params.critic
+        states.params["critic"]
     )
     found = found.mean((1, 3))
     np.testing.assert_allclose(found, np.broadcast_to(np.array(value), found.shape), atol=0.2)
@@ -209,10 +339,10 @@ def test_crossq_keeps_no_target_and_moves_its_moments():
     started, metrics = jax.jit(jaxrl.train(agent, 1))(jax.random.key(0), agent.hyperparams())
     count = lambda tree: {int(x) for x in jax.tree.leaves(tree) if x.dtype == jnp.int32}
     # Three updates of the critics and, with their delay of three, one of the policy.
-    assert count(started.learner.statistics.critic) == {3}
-    assert count(started.learner.statistics.policy) == {1}
-    assert int(optax.tree.get(started.learner.opt_state.critic, "count")) == 3
-    assert int(optax.tree.get(started.learner.opt_state.policy, "count")) == 1
+    assert count(started.learner.statistics["critic"]) == {3}
+    assert count(started.learner.statistics["policy"]) == {1}
+    assert int(optax.tree.get(started.learner.opt_state["critic"], "count")) == 3
+    assert int(optax.tree.get(started.learner.opt_state["policy"], "count")) == 1
     assert all(np.isfinite(x).all() for x in metrics.values())
 
 
@@ -240,6 +370,8 @@ def test_networks_must_fit():
     pendulum = jaxrl.make_env("gymnax/Pendulum-v1")
     with pytest.raises(ValueError, match=r"sac: actions must be a Box with finite bounds"):
         sac.sac(jaxrl.make_env("gymnax/CartPole-v1"))
+    with pytest.raises(ValueError, match="discrete_sac: actions must be discrete"):
+        discrete_sac.discrete_sac(pendulum)
     fixed = control_networks(pendulum.observation_space, pendulum.action_space, stochastic=False)
     with pytest.raises(ValueError, match="sac: needs a policy with stochastic = True"):
         sac.sac(pendulum, fixed)
@@ -287,14 +419,17 @@ def test_policy(name, changes):
     if name == "sac":
         rates["temperature_learning_rate"] = 1e-2
     states, _, hparams = train(agent, 3, **rates, **changes)
-    counts = [optax.tree.get(getattr(states.learner.opt_state, part), "count")[0] for part in ("critic", "policy")]
+    counts = [optax.tree.get(states.learner.opt_state[part], "count")[0] for part in ("critic", "policy")]
     assert [int(count) for count in counts] == [900, {"sac": 900, "td3": 450}[name]]
     got = returns(agent, states, hparams, 64)
     assert (got >= -0.02).all(), got
 
 
-# Steps and threshold: a random policy has about -1200, a good one -150.
-PENDULUM = {"sac": 12_000, "td3": 12_000}
+# Steps: a random policy has about -1200, a good one -150.
+PENDULUM = {
+    **dict.fromkeys(("sac", "td3", "ddpg", "tqc", "crossq", "simba", "d4pg", "mpo"), 12_000),
+    **dict.fromkeys(("redq", "droq"), 3_000),
+}
 
 
 @pytest.mark.slow
@@ -303,10 +438,26 @@ PENDULUM = {"sac": 12_000, "td3": 12_000}
 def test_pendulum(name):
     """Defaults but for the learning rates, 1e-3, and layers of 64 units."""
     entry = ALGORITHMS[name]
-    network = dataclasses.replace(entry.default_config.network, hidden=(64, 64))
+    network = dataclasses.replace(entry.default_config.network, hidden=(64, 64), critic_hidden=())
     agent = jaxrl.make(name, jaxrl.make_env("gymnax/Pendulum-v1"), network=network, capacity=16_384)
     parts = [field.name for field in dataclasses.fields(entry.hyperparams) if field.name.endswith("learning_rate")]
-    states, _, hparams = train(agent, PENDULUM[name] // agent.env_steps, **dict.fromkeys(parts, 1e-3))
+    changes = dict.fromkeys(parts, 1e-3)
+    if entry.default_config.network.num_bins:  # returns of 200 steps, each at least -16.3
+        changes |= {"network.support.low": -1600.0, "network.support.high": 0.0}
+    states, _, hparams = train(agent, PENDULUM[name] // agent.env_steps, **changes)
     got = returns(agent, states, hparams, 16)
     print(name, np.round(got, 1))
     assert np.mean(got) >= -250, got
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_discrete_sac_balances_the_pole():
+    """30,000 steps; rates of 1e-3, layers of 64 units."""
+    network = ControlConfig(hidden=(64, 64))
+    agent = jaxrl.make("discrete_sac", jaxrl.make_env("gymnax/CartPole-v1"), network=network, capacity=32_768)
+    rates = {f"{part}_learning_rate": 1e-3 for part in ("policy", "critic", "temperature")}
+    states, _, hparams = train(agent, 30_000 // agent.env_steps, **rates, target_entropy=0.5)
+    got = returns(agent, states, hparams, 16)
+    print("discrete_sac", got)
+    assert np.median(got) >= 400, got

@@ -50,7 +50,15 @@ CRITIC = {
 
 
 # What the others contain too is left to --slow.
-_LATE = ("Constant", "Observation", "Policy", "PolicyObservation", "ContinuousObservation")
+_LATE = (
+    "Constant",
+    "Observation",
+    "Policy",
+    "PolicyObservation",
+    "ContinuousObservation",
+    "DictObservation",
+    "MultiDiscretePolicy",
+)
 
 
 def each(table):
@@ -87,7 +95,8 @@ def test_policy(probe):
     assert (got >= threshold).all(), got
 
 
-@pytest.mark.parametrize("memory", ["lstm", pytest.param("s5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["lstm", "s5"])
 def test_other_memories(memory):
     agent, _, states, hparams = learn(
         "probe/Memory", 80, {"memory": memory, "memory_size": 16}, gamma=0.99, learning_rate=5e-3
@@ -96,6 +105,7 @@ def test_other_memories(memory):
     assert (got >= 0.95).all(), got
 
 
+@pytest.mark.slow
 def test_memory_is_needed_where_it_is_asked_for():
     agent, _, states, hparams = learn("probe/Memory", 40, gamma=0.99)
     assert np.abs(returns(agent, states, hparams, 512)).max() < 0.3

@@ -54,6 +54,27 @@ def tower(params, x, m, norm="none"):
     return x
 
 
+def test_residual_blocks():
+    """Lee et al. 2025, figure 4, each member by itself."""
+    critic = nets(block="residual", num_bins=4).critic
+    params, _ = variables(critic, jnp.zeros(3), jnp.zeros(2))
+    found, _ = evaluate(critic, params, {}, jnp.float32(OBSERVED), jnp.float32(ACTED))
+    layers, params = weights(params)["tower"], weights(params)
+    dense = lambda i, x, m: x @ layers[f"Dense_{i}"]["kernel"][m] + layers[f"Dense_{i}"]["bias"][m]
+
+    def normalized(i, x, m):
+        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
+        return x * layers[f"LayerNorm_{i}"]["scale"][m] + layers[f"LayerNorm_{i}"]["bias"][m]
+
+    assert layers["Dense_1"]["kernel"].shape == (M, 8, 32)
+    for m in range(M):
+        x = dense(0, INPUTS, m)
+        for i in range(2):
+            x = x + dense(2 * i + 2, np.maximum(dense(2 * i + 1, normalized(i, x, m), m), 0.0), m)
+        x = normalized(2, x, m)
+        close(found[m], x @ params["value"]["kernel"][m] + params["value"]["bias"][m])
+
+
 @pytest.mark.parametrize("norm", ["none", "layer"])
 def test_members_are_networks_of_their_own(norm):
     critic = nets(norm=norm, num_quantiles=4).critic
@@ -97,7 +118,7 @@ def test_dropout_is_in_training_only():
     """Half of the units of each layer go, others count twice; without a key none does."""
     critic = nets(dropout=True).critic
     params, _ = variables(critic, jnp.zeros(3), jnp.zeros(2))
-    rate = Coefficients(jnp.float32(0.5), (), ())
+    rate = Coefficients(jnp.float32(0.5), (), (), ())
     inputs = jnp.float32(OBSERVED), jnp.float32(ACTED), rate
     without, _ = evaluate(critic, params, {}, *inputs, None)
     exact = weights(params)
@@ -176,8 +197,14 @@ def test_one_forward_pass_sees_both_halves():
 
 
 def test_messages():
-    with pytest.raises(ValueError, match="actions must be a Box with finite bounds"):
-        control_networks(OBS, spaces.Discrete(2))
+    with pytest.raises(ValueError, match="actions must be Discrete or a Box with finite bounds"):
+        control_networks(OBS, spaces.box(-np.inf, np.inf, (2,)))
+    with pytest.raises(ValueError, match="critics of discrete actions learn means only"):
+        control_networks(OBS, spaces.Discrete(2), config=ControlConfig(num_quantiles=5))
+    with pytest.raises(ValueError, match="at least 2 bins and excludes quantiles"):
+        nets(num_bins=5, num_quantiles=5)
+    with pytest.raises(ValueError, match="and one width"):
+        nets(block="residual", critic_hidden=(8, 4))
     with pytest.raises(ValueError, match="norm must be one of none, layer, batch"):
         nets(norm="group")
     with pytest.raises(ValueError, match="widths must be positive"):

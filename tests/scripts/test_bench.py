@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from loading import SCRIPTS, load
 
+import jaxrl
 from jaxrl.algorithms import ppo
 from jaxrl.envs import list_envs
 from jaxrl.envs.registry import installed
@@ -60,6 +61,22 @@ def test_resets_have_a_row_for_each_mode(monkeypatch):
     rows = list(bench.measure_resets("Credit", repeats=1, num_envs=4, num_steps=3))
     assert [row["case"].partition(" ")[2] for row in rows] == ["fresh", "pooled 4", "cached 64"]
     assert all(row["steps_per_seed"] == 12 and row["steps_per_second"] > 0 for row in rows)
+
+
+def test_algorithms_have_a_row_for_one_member_and_for_many(monkeypatch):
+    """In the first task that an algorithm takes; SAC has no discrete actions."""
+    tiny = {
+        "a2c": {"num_envs": 2, "num_steps": 2, "network": NetworkConfig(hidden=(4,))},
+        "sac": {"num_rounds": 2, "batch_size": 4, "capacity": 16, "num_warmup_steps": 4},
+    }
+    make = jaxrl.make
+    monkeypatch.setattr(bench, "ALGORITHMS", ["a2c", "sac"])
+    monkeypatch.setattr(bench.jaxrl, "make", lambda name, env: make(name, env, **tiny[name]))
+    rows = [*bench.measure_algorithms("a2c", 1, 1e-9), *bench.measure_algorithms("sac x1 ", 1, 1e-9)]
+    names = ["a2c gymnax/CartPole-v1 x1", "a2c gymnax/CartPole-v1 x64", "sac gymnax/Pendulum-v1 x1"]
+    assert [row["case"] for row in rows] == names
+    assert [row["steps_per_seed"] for row in rows] == [4, 4, 2]
+    assert rows[0]["state_bytes_per_member"] == rows[1]["state_bytes_per_member"]
 
 
 @pytest.mark.suites
