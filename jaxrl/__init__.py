@@ -7,7 +7,7 @@ from typing import Any as _Any
 from jaxrl._version import __version__
 
 if _TYPE_CHECKING:
-    from jaxrl import envs, networks, objectives, ops, strategies, sweeps, wrappers
+    from jaxrl import envs, levels, networks, objectives, ops, strategies, sweeps, wrappers
     from jaxrl.algorithms.ppo import ppo
     from jaxrl.algorithms.registry import make
     from jaxrl.envs import list_envs, make_env
@@ -16,39 +16,46 @@ if _TYPE_CHECKING:
     from jaxrl.meta.pbt import pbt
     from jaxrl.meta.population import population
     from jaxrl.networks import actor_critic
+    from jaxrl.objectives.files import RuleSpec, load_rule, save_rule
     from jaxrl.sweeps import sweep
     from jaxrl.training import advance, train
-    from jaxrl.types import Algorithm, Env, EnvStep, Objective, Strategy
+    from jaxrl.types import Algorithm, Curriculum, Env, EnvStep, Objective, Strategy
 
 # Loaded on first use, so that `import jaxrl` and the command line start at once.
 _HOME = {
     "Algorithm": "jaxrl.types",
+    "Curriculum": "jaxrl.types",
     "Env": "jaxrl.types",
     "EnvStep": "jaxrl.types",
     "Episodes": "jaxrl.evaluation",
     "Objective": "jaxrl.types",
+    "RuleSpec": "jaxrl.objectives.files",
     "Strategy": "jaxrl.types",
     "actor_critic": "jaxrl.networks",
     "advance": "jaxrl.training",
     "evaluate": "jaxrl.evaluation",
     "evolve": "jaxrl.meta.evolve",
     "list_envs": "jaxrl.envs",
+    "load_rule": "jaxrl.objectives.files",
     "make": "jaxrl.algorithms.registry",
     "make_env": "jaxrl.envs",
     "population": "jaxrl.meta.population",
     "pbt": "jaxrl.meta.pbt",
     "ppo": "jaxrl.algorithms.ppo",
+    "save_rule": "jaxrl.objectives.files",
     "sweep": "jaxrl.sweeps",
     "train": "jaxrl.training",
 }
-_MODULES = ("envs", "networks", "objectives", "ops", "strategies", "sweeps", "wrappers")
+_MODULES = ("envs", "levels", "networks", "objectives", "ops", "strategies", "sweeps", "wrappers")
 
 __all__ = [
     "Algorithm",
+    "Curriculum",
     "Env",
     "EnvStep",
     "Episodes",
     "Objective",
+    "RuleSpec",
     "Strategy",
     "__version__",
     "actor_critic",
@@ -56,7 +63,9 @@ __all__ = [
     "envs",
     "evaluate",
     "evolve",
+    "levels",
     "list_envs",
+    "load_rule",
     "make",
     "make_env",
     "networks",
@@ -65,6 +74,7 @@ __all__ = [
     "pbt",
     "population",
     "ppo",
+    "save_rule",
     "strategies",
     "sweep",
     "sweeps",

@@ -238,6 +238,35 @@ class Strategy(NamedTuple):
     name: str = "strategy"
 
 
+class Curriculum(NamedTuple):
+    """Which levels the learners of an outer loop meet, and how long they live there; G levels a generation.
+
+    Attributes:
+      init: `(key, hparams) -> state`; the only place where a key enters.
+      draw: `(state, hparams) -> (levels [G, ...], lifetimes [G], tickets)`: parameters of the environment and steps of
+        the learner. It changes nothing: asked twice it gives the same ones.
+      tell: `(state, tickets, fitness [G], hparams) -> (state, metrics)`: what the learners made of them.
+      hyperparams: `(**changes) -> hparams`: the defaults with some leaves replaced, as strongly typed arrays.
+      tasks: `(key) -> level`: the distribution behind it, which held-out levels come from.
+      lifetimes: `(key) -> steps`, likewise; None: all lives have `num_steps`.
+      num_levels: G.
+      num_steps: of the longest life.
+      env_steps: transitions that one `tell` consumes.
+      name: for messages.
+    """
+
+    init: Callable[[Key, Hyperparams], State]
+    draw: Callable[[State, Hyperparams], tuple[EnvParams, Array, Any]]
+    tell: Callable[[State, Any, Float[Array, " G"], Hyperparams], tuple[State, Metrics]]
+    hyperparams: Callable[..., Hyperparams]
+    tasks: Callable[[Key], EnvParams]
+    lifetimes: Callable[[Key], Array] | None
+    num_levels: int
+    num_steps: int
+    env_steps: int = 0
+    name: str = "curriculum"
+
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 

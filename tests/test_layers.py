@@ -14,7 +14,7 @@ LAYERS = (
     ("types",),
     ("validation",),
     ("ops",),
-    ("networks", "envs", "wrappers", "buffers", "values", "ensembles", "archives", "strategies", "levels"),
+    ("networks", "envs", "wrappers", "buffers", "values", "ensembles", "archives", "strategies"),
     (
         "objectives",
         "estimators",
@@ -25,6 +25,7 @@ LAYERS = (
         "surrogate",
         "diagnostics",
         "evaluation",
+        "levels",
         "training",
         "testing",
         "checkpoint",

@@ -12,7 +12,12 @@ SMALL = {
     "2_sweeps": {"num_seeds": 4, "total_steps": 2_048, "num_rates": 2},
     "3_algorithm": {"num_seeds": 2, "num_iterations": 20},
     "4_objectives": {"num_iterations": 4, "num_candidates": 4, "num_rounds": 2, "num_seeds": 2},
+    "5_look_inside": {"num_seeds": 2, "num_iterations": 2, "num_moments": 2, "num_grid_iterations": 1, "bodies": ()},
+    "6_runs": {"num_seeds": 2, "total_steps": 512, "settings": ["config.num_steps=16", "config.num_epochs=1"]},
+    "7_own_parts": {"num_seeds": 2, "num_iterations": 8},
 }
+# Whose parts the tests of the command line, of networks and of environments go through anyway.
+LONG = ("6_runs", "7_own_parts")
 
 
 def notebook(name):
@@ -35,7 +40,7 @@ def test_both_forms_agree_and_hold_no_outputs(name):
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in SMALL])
 def test_runs_with_small_settings(name):
     matplotlib.use("Agg")
     namespace = {"__name__": "__main__"}

@@ -80,10 +80,6 @@ def test_a_planted_mistake_is_found(line, message):
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("Agg")
-    if "runs/ppo-cartpole" in page.read_text():
-        from jaxrl.cli import main
-
-        assert main(["train", "ppo", "gymnax/CartPole-v1", "--total-steps", "1024", "--out", "runs/ppo-cartpole"]) == 0
     namespace = {"__name__": "readme"}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), namespace)

@@ -29,7 +29,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import buffers, rollout, validation, values
+from jaxrl import buffers, rollout, spaces, validation, values
 from jaxrl.buffers import BufferState, Experience
 from jaxrl.networks import q_network as networks
 from jaxrl.networks.q_network import QNetwork, QNetworkConfig, QOutput, q_network
@@ -328,6 +328,8 @@ def dqn(
         )
         reward = batch.reward if bonus is None else batch.reward + bonus
         target = Target(reward, batch.discount, following, weight, shift, backup.greedy)
+        if head.whole:
+            target = dataclasses.replace(target, action=batch.action, online_next=ahead, now=now)
 
         # --- Update --------------------------------------------------------------------------------------------------
         def loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
@@ -336,7 +338,8 @@ def dqn(
             else:
                 output = sequences.evaluate_rows(net, params, past, known.first, *learned, keys[4], num_online)
             taken = jnp.take_along_axis(output.values, batch.action[:, None, None], axis=1)[:, 0]
-            losses, surprise = head.loss(hparams.head, dataclasses.replace(output, values=taken), target)
+            seen = output if head.whole else dataclasses.replace(output, values=taken)
+            losses, surprise = head.loss(hparams.head, seen, target)
             return jnp.mean(drawn.weight * losses), (surprise, jnp.mean(head.mean(hparams.head, output)))
 
         rate = hparams.learning_rate * schedules.SCHEDULES[config.schedule](drawn.progress)
@@ -455,6 +458,12 @@ def _link(params: PyTree, link: Any) -> PyTree:
 
 def _network(env: Env, network: QNetwork | None, head: ValueHead, config: Config) -> QNetwork:
     """The network given, or the one that the config describes; checked against the head."""
+    observed = env.observation_space
+    if head.whole and isinstance(observed, spaces.Dict) and "action_mask" in observed.names:
+        raise ValueError(
+            f"dqn: the head {head.name!r} reads the values of all actions and knows nothing of illegal ones; got "
+            f"{env.name!r}, whose observations have an action_mask. Use another head."
+        )
     if network is None:
         return q_network(env.observation_space, env.action_space, head.size, bool(head.fractions), config.network)
     if config.network != QNetworkConfig():

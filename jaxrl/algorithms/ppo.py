@@ -17,6 +17,7 @@ acted, and the *proximal* policy that the update should stay close to. In plain 
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from jaxrl import acting, diagnostics, rollout, validation
 from jaxrl.estimators import gae
 from jaxrl.networks import ActorCritic, NetworkConfig
 from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value
+from jaxrl.networks.update_rules import UpdateInputs, UpdateRule, initial_weights, training_share, unit_activity
 from jaxrl.objectives import clip
 from jaxrl.ops import averages, minibatches, reward_scaling, schedules, statistics, trees
 from jaxrl.ops.leaves import Leaf, build
@@ -101,6 +103,7 @@ class Hyperparams:
     Attributes:
       objective: coefficients of a written objective or weights of a learned one.
       estimator: coefficients of the estimator of advantages.
+      optimizer: weights of a learned optimizer, or ().
       env: parameters of the environment.
       learning_rate: of the optimizer, at the beginning.
       gamma: discount factor.
@@ -118,6 +121,7 @@ class Hyperparams:
 
     objective: PyTree
     estimator: PyTree
+    optimizer: PyTree
     env: PyTree
     learning_rate: Float[Array, ""]
     gamma: Float[Array, ""]
@@ -177,7 +181,8 @@ def ppo(
       network: policy and value; None builds `config.network` for the environment's spaces.
       objective: the policy's loss; its parameters are `hparams.objective`, so a learned one takes the same slot.
       estimator: makes advantages and value targets of a rollout.
-      optimizer: makes the gradient transformation from the hyperparameters and the present learning rate.
+      optimizer: makes the gradient transformation from the hyperparameters and the present learning rate; a learned one
+        (`jaxrl.networks.update_rules`) has its weights in `hparams.optimizer`.
       config: shapes and structure.
 
     Returns:
@@ -211,9 +216,11 @@ def ppo(
     diagnostics.validate("ppo", config.diagnostics, net, config.num_minibatches, config.actor_lag)
     batch_size = config.num_envs * config.num_steps
     precision = config.matmul_precision
+    rule = optimizer if isinstance(optimizer, UpdateRule) else None
 
     def hyperparams(**changes: Any) -> Hyperparams:
         nested = {"objective": objective.init(jax.random.key(0)), "estimator": estimator.init()}
+        nested["optimizer"] = initial_weights(optimizer, jax.random.key(0))
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
 
     def see(state: State, obs: Observation) -> Observation:
@@ -226,10 +233,15 @@ def ppo(
         one = jax.tree.map(lambda x: x[0], actor.obs)
         with jax.default_matmul_precision(precision):
             params = acting.with_variables(init_params(net, key_params, one), objective)
+        if rule:
+            key, key_rule = jax.random.split(key)
+            opt_state = rule.start(hparams, params, key_rule)
+        else:
+            opt_state = optimizer(hparams, hparams.learning_rate).init(params)
         return State(
             key=key,
             params=params,
-            opt_state=optimizer(hparams, hparams.learning_rate).init(params),
+            opt_state=opt_state,
             proximal=averages.start_average(params, 1.0) if config.proximal == "ewma" else (),
             lagged_params=jax.tree.map(lambda x: jnp.stack([x] * config.actor_lag), params) if config.actor_lag else (),
             advantage_moments=averages.start_average(averages.moments(jnp.zeros(())), 0.0)
@@ -342,10 +354,15 @@ def ppo(
                 )
             return jax.grad(loss, has_aux=True)(params, sample, memory)
 
-        def update(carry: Any, minibatch: tuple[Sample, Memory]) -> tuple[Any, Metrics]:
+        def seen_by_rule(epoch: Array, params: PyTree, sample: Sample, memory: Memory) -> UpdateInputs:
+            passed = training_share(state.num_steps.astype(jnp.float32) * batch_size, hparams.horizon, batch_size)
+            return UpdateInputs(passed, epoch, unit_activity(net, params, sample.obs, memory, sample.start))
+
+        def update(epoch: Array | None, carry: Any, minibatch: tuple[Sample, Memory]) -> tuple[Any, Metrics]:
             params, opt_state, proximal, stopped = carry
             gradient, info = gradient_of(params, proximal, minibatch)
-            updates, new_opt_state = transform.update(gradient, opt_state, params)
+            more: Any = {} if epoch is None else {"inputs": seen_by_rule(epoch, params, *minibatch)}
+            updates, new_opt_state = transform.update(gradient, opt_state, params, **more)
             learned = (optax.apply_updates(params, updates), new_opt_state)
             if config.proximal == "ewma":
                 learned = (*learned, averages.update_average(proximal, learned[0], hparams.proximal_decay))
@@ -362,11 +379,12 @@ def ppo(
         def shuffled(key: Key) -> tuple[Sample, Memory]:
             return minibatches.shuffled(key, samples, state.actor.memory, config.num_minibatches, net.recurrent)
 
-        def epoch(carry: Any, key: Key) -> tuple[Any, Metrics]:
-            return jax.lax.scan(update, carry, shuffled(key))
+        def epoch(carry: Any, row: tuple[Key, Array | None]) -> tuple[Any, Metrics]:
+            return jax.lax.scan(functools.partial(update, row[1]), carry, shuffled(row[0]))
 
         carry = (state.params, state.opt_state, state.proximal, jnp.bool_(False))
-        (params, opt_state, proximal, _), info = jax.lax.scan(epoch, carry, keys_epoch)
+        shares = jnp.linspace(0.0, 1.0, config.num_epochs) if rule else None
+        (params, opt_state, proximal, _), info = jax.lax.scan(epoch, carry, (keys_epoch, shares))
         metrics |= jax.tree.map(jnp.mean, info)
         inputs = (obs, state.actor.memory, batch.start)
         metrics |= diagnostics.measure(config.diagnostics, net, inputs, output.policy, params, acting_params)

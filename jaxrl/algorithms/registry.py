@@ -305,6 +305,20 @@ ALGORITHMS: dict[str, Entry] = {
         base="dqn",
         head=values.mapped(),
     ),
+    "dqn_reg": _variant(
+        "DQNReg: squared error and 0.1 Q, a loss found by evolution (Co-Reyes et al. 2021)",
+        "dqn_reg",
+        dqn.Config(),
+        base="dqn",
+        head=values.dqn_reg(),
+    ),
+    "dqn_clipped": _variant(
+        "DQNClipped: two maxima, a loss found by evolution (Co-Reyes et al. 2021)",
+        "dqn_clipped",
+        dqn.Config(),
+        base="dqn",
+        head=values.dqn_clipped(),
+    ),
     "annealed_dqn": _variant(
         "from Q-learning to expected SARSA with progress, after Omura et al. 2025",
         "annealed_dqn",

@@ -1,4 +1,4 @@
-"""The `jaxrl` command: train, resume, evaluate, plot, list.
+"""The `jaxrl` command: train, resume, evaluate, sweep, meta-train, plot, list and others.
 
 This module and `jaxrl.cli.arguments` import nothing heavy, so that help and wrong arguments answer at once; what a
 command does is imported when it is run.

@@ -74,7 +74,7 @@ def parse(argv: Sequence[str]) -> Command | None:
         parser.print_help()
         return None
     options, extras = parser.parse_known_args(rest)
-    takes_assignments = name in ("train", "resume", "sweep")
+    takes_assignments = name in ("train", "resume", "sweep", "meta-train", "meta-test")
     options.assignments = [text for text in extras if takes_assignments and "=" in text and not text.startswith("-")]
     if strange := [text for text in extras if text not in options.assignments]:
         near = _nearest_option(parser, strange[0])
@@ -192,6 +192,12 @@ def _train_parser() -> argparse.ArgumentParser:
         help="where else the numbers go, besides log.jsonl; may be repeated. wandb is offline unless WANDB_MODE says "
         "otherwise, its project is WANDB_PROJECT or jaxrl",
     )
+    parser.add_argument(
+        "--objective",
+        metavar="NAME|FILE",
+        help="in place of the algorithm's own: a written one (clip, dpo, spo, kl_penalty, mdpo, ...), or the file of a "
+        "learned rule (rule.npz), which the folder gets a copy of",
+    )
     _add_common(parser)
     return parser
 
@@ -280,6 +286,12 @@ def _sweep_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="how often the batch in progress is saved (default 60)",
     )
+    parser.add_argument(
+        "--objective",
+        metavar="NAME|FILE",
+        help="in place of the algorithm's own: a written one (clip, dpo, spo, kl_penalty, mdpo, ...), or the file of a "
+        "learned rule (rule.npz), which the folder gets a copy of",
+    )
     _add_help(parser)
     return parser
 
@@ -325,6 +337,192 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     _add_help(parser)
 
 
+def _meta_train_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        prog="jaxrl meta-train",
+        usage="jaxrl meta-train KIND (--env ENV | --tasks ENV) [name=value ...] [options]",
+        description=(
+            "Evolves the weights of a learned objective by the returns of the agents that it teaches. The folder\n"
+            "gets rule.npz, the mean of the generation that did best on held-out learners so far, which\n"
+            "`jaxrl train ... --objective` and `jaxrl meta-test` take. `jaxrl resume DIR` goes on."
+        ),
+        epilog=(
+            "kinds:\n"
+            "  lpo      a drift of ratio and advantage for ppo (Lu et al. 2022)\n"
+            "  ta_lpo   one that changes with progress (Jackson et al. 2024)\n"
+            "  lpg      a rule over rollouts for discrete actions (Oh et al. 2020)\n"
+            "  ta_lpg   one that sees progress and the length of life (Jackson et al. 2024)\n\n"
+            "name=value and config.name=value are the inner agent's, as for `jaxrl train ppo` and\n"
+            "`jaxrl train lpg`. Where states are numbered, lpg's agents are tables (config.tabular=true\n"
+            "config.optimizer=sgd learning_rate=40 prediction_learning_rate=4) unless you say otherwise."
+        ),
+    )
+    parser.add_argument("kind", choices=("lpo", "ta_lpo", "lpg", "ta_lpg"), metavar="KIND", help="see below")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--env", metavar="ENV", help="suite/Name, in which all learners learn")
+    where.add_argument(
+        "--tasks", metavar="ENV", help="one with levels (grids/*, chains/*), of which each pair of candidates draws one"
+    )
+    parser.add_argument("--generations", type=count, default=200, metavar="N", help="of the search (default 200)")
+    parser.add_argument(
+        "--held-out-every", type=count, default=10, metavar="N", help="generations between looks (default 10)"
+    )
+    parser.add_argument(
+        "--held-out", type=count, metavar="N", help="learners of each look (default 16; with --tasks 64)"
+    )
+    parser.add_argument("--population", type=count, metavar="P", help="candidates, even (default 32; with --tasks 64)")
+    parser.add_argument(
+        "--num-seeds", type=count, default=1, metavar="N", help="learners of each candidate (default 1)"
+    )
+    parser.add_argument(
+        "--life",
+        type=life,
+        metavar="N|A:B",
+        help="iterations that each learner lives, or a range from which each pair draws its own, log-uniform (default "
+        "50; ta_lpg 10:100)",
+    )
+    parser.add_argument("--sigma", type=positive, default=0.1, metavar="X", help="of perturbations (default 0.1)")
+    parser.add_argument("--meta-rate", type=positive, default=0.01, metavar="X", help="of Adam's steps (default 0.01)")
+    parser.add_argument("--decay", type=positive, default=1.0, metavar="X", help="of both a generation (default 1)")
+    parser.add_argument(
+        "--shaping",
+        choices=("centered_rank", "pairwise", "z_score", "raw"),
+        help="of fitness (default centered_rank; lpg and ta_lpg pairwise)",
+    )
+    parser.add_argument(
+        "--fitness",
+        choices=("training", "evaluation"),
+        help="mean return of the episodes of training, or of --eval-episodes after it (default training; lpg and "
+        "ta_lpg evaluation)",
+    )
+    parser.add_argument("--eval-episodes", type=count, default=16, metavar="N", help="of each learner (default 16)")
+    parser.add_argument(
+        "--start",
+        metavar="NAME|FILE",
+        help="where the search begins: zero or ppo (lpo, ta_lpo), random or a2c (lpg, ta_lpg: by imitation), or the "
+        "file of a rule of this kind (default zero, random)",
+    )
+    parser.add_argument(
+        "--rule-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="size of the rule: hidden=64; for lpg also num_bins=8, embedding=16, core=gru; may be repeated",
+    )
+    parser.add_argument(
+        "--seed", type=count_or_zero, default=0, metavar="N", help="from which all randomness follows (default 0)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run (default runs/meta-train-KIND-ENV-TIME)"
+    )
+    parser.add_argument("--plan", action="store_true", help="say what would be run, and stop")
+    _add_time_limit(parser)
+    _add_layout(parser)
+    _add_env_option(parser)
+    _add_help(parser)
+    return parser
+
+
+def _meta_test_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        prog="jaxrl meta-test",
+        usage="jaxrl meta-test RULE.npz [RULE.npz ...] --envs ENV[,...] [name=value ...] [options]",
+        description=(
+            "Trains fresh agents by learned rules, by written ones and at random, in environments of your choice,\n"
+            "all on the same seeds with the same inner settings, and makes a table: interquartile mean of the\n"
+            "return after training, with its 95% bootstrap interval over seeds."
+        ),
+        epilog=(
+            "The inner settings are those that the first rule was trained with. name=value and config.name=value\n"
+            "change them for all; with a baseline's name in front for that one: ppo.learning_rate=1e-3.\n"
+            "In an environment with levels (grids/*, chains/*) each seed is a level of its own, the same for all."
+        ),
+    )
+    parser.add_argument("rules", type=Path, nargs="+", metavar="RULE.npz", help="files of rules of one family")
+    parser.add_argument("--envs", required=True, metavar="ENV[,...]", help="suite/Name of each, with commas between")
+    parser.add_argument(
+        "--baselines",
+        metavar="NAME[,...]",
+        help="random, and for lpo and ta_lpo ppo, a2c, dpo and the other written objectives, for lpg and ta_lpg a2c "
+        "and ppo (default ppo,a2c,random)",
+    )
+    parser.add_argument(
+        "--life",
+        type=counts,
+        metavar="N[,...]",
+        help="iterations that the agents live, one or several lengths (default: that of the first rule's training)",
+    )
+    parser.add_argument("--num-seeds", type=count, default=16, metavar="N", help="of each row (default 16)")
+    parser.add_argument("--eval-episodes", type=count, default=16, metavar="N", help="of each agent (default 16)")
+    parser.add_argument(
+        "--actions",
+        choices=("greedy", "sampled"),
+        help="in evaluation (default: as the first rule's training had it)",
+    )
+    parser.add_argument("--seed", type=count_or_zero, default=0, metavar="N", help="of all agents (default 0)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the table (default runs/meta-test-KIND-TIME)"
+    )
+    parser.add_argument(
+        "--env-option",
+        action="append",
+        default=[],
+        metavar="[ENV:]NAME=VALUE",
+        help="static option of all environments' constructors, or of one: grids/Small:side=6,6; may be repeated",
+    )
+    _add_layout(parser)
+    _add_help(parser)
+    return parser
+
+
+def _add_time_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--time-limit", type=seconds, metavar="S", help="stop after so many seconds, with all saved (default: none)"
+    )
+
+
+def _add_layout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--devices", type=count, metavar="N", help="devices that share the learners (default: all; 1 with --chunk)"
+    )
+    parser.add_argument("--chunk", type=count, metavar="N", help="learners at a time on a device (default: chosen)")
+
+
+def _add_env_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--env-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="static option of the environments' constructors, for instance side=6,6; may be repeated",
+    )
+
+
+def positive(text: str) -> float:
+    """Reads a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return number
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Reads positive integers with commas between."""
+    return tuple(count(part) for part in text.split(","))
+
+
+def life(text: str) -> tuple[int, int]:
+    """Reads a positive integer, or a range of them `a:b`."""
+    low, _, high = text.partition(":")
+    found = count(low), count(high or low)
+    if found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"must be N or A:B with A <= B, got {text!r}")
+    return found
+
+
 def _evaluate_parser() -> argparse.ArgumentParser:
     parser = _parser(
         prog="jaxrl evaluate",
@@ -348,15 +546,17 @@ def _plot_parser() -> argparse.ArgumentParser:
         prog="jaxrl plot",
         description=(
             "Draws the learning curves of one run, or of several over each other, one panel an environment:\n"
-            "mean over seeds with a 95% bootstrap interval. Works while training goes on."
+            "mean over seeds with a 95% bootstrap interval. Works while training goes on. Of runs of\n"
+            "`jaxrl meta-train` it draws the generations, of the file of a rule the rule."
         ),
     )
-    parser.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="folders of runs")
+    parser.add_argument("dirs", type=Path, nargs="+", metavar="DIR|RULE.npz", help="folders of runs, or one rule")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="png, pdf or svg (default DIR/curves.png for one run, curves.png for several)",
+        help="png, pdf or svg (default DIR/curves.png for one run, curves.png for several; generations.png; the "
+        "rule's name with .png)",
     )
     parser.add_argument("--points", type=count, default=100, metavar="N", help="points of each curve (default 100)")
     _add_help(parser)
@@ -416,6 +616,8 @@ COMMANDS: dict[str, _Spec] = {
     "train": _Spec("train an algorithm in an environment, several seeds at once", "train", "train", _train_parser),
     "sweep": _Spec("train a grid or sample of settings in few programs", "sweep", "sweep", _sweep_parser),
     "resume": _Spec("continue a run or a sweep, or make a run longer", "train", "resume", _resume_parser),
+    "meta-train": _Spec("evolve a learned objective", "meta", "meta_train", _meta_train_parser),
+    "meta-test": _Spec("compare rules with written ones on other tasks", "rule_table", "meta_test", _meta_test_parser),
     "evaluate": _Spec("play episodes with a trained run", "evaluate", "evaluate", _evaluate_parser),
     "plot": _Spec("draw the learning curves of one or several runs", "plot", "plot", _plot_parser),
     "report": _Spec("make a page of a sweep or of several", "report", "write", _report_parser),

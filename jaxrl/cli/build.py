@@ -10,7 +10,7 @@ import jax
 
 from jaxrl import checkpoint, config_fields, runs
 from jaxrl.algorithms.registry import ALGORITHMS, Entry
-from jaxrl.cli import overrides
+from jaxrl.cli import overrides, rules
 from jaxrl.envs import make_env
 from jaxrl.meta.layout import Layout, choose_layout
 from jaxrl.meta.population import population
@@ -30,12 +30,14 @@ class Built(NamedTuple):
       algorithm: of all seeds.
       hparams: their hyperparameters.
       layout: of the population on the machine.
+      chosen: the objective that takes the place of the algorithm's own, or None.
     """
 
     member: Algorithm
     algorithm: Algorithm
     hparams: Hyperparams
     layout: Layout = Layout()
+    chosen: rules.Chosen | None = None
 
 
 def find_algorithm(name: str) -> Entry:
@@ -74,7 +76,8 @@ def from_options(options: argparse.Namespace) -> tuple[Built, dict[str, Any]]:
     env, env_options = find_env(options.env, options.env_option)
     top_level = [field.name for field in dataclasses.fields(entry.hyperparams)]
     config = overrides.with_config_changes(entry.default_config, overrides.config_changes(assignments), top_level)
-    member = entry.factory(env, config=config)
+    chosen = rules.find(options.objective) if getattr(options, "objective", None) else None
+    member = rules.factory_of(options.algorithm, entry, chosen)(env, config=config)
     changes = overrides.with_hyperparameter_changes(
         member.hyperparams(), overrides.hyperparameter_changes(assignments), config_fields.fields(config, CONFIG)
     )
@@ -87,9 +90,10 @@ def from_options(options: argparse.Namespace) -> tuple[Built, dict[str, Any]]:
         "env_options": env_options,
         "config": dataclasses.asdict(config),
         "hyperparams": runs.hyperparams_to_json(hparams),
+        **({"objective": chosen.record} if chosen else {}),
     }
     layout = choose_layout(member, hparams, options.num_seeds)
-    return Built(member, population(member, options.num_seeds, (), *layout), hparams, layout), record
+    return Built(member, population(member, options.num_seeds, (), *layout), hparams, layout, chosen), record
 
 
 def from_record(run: Run) -> Built:
@@ -99,6 +103,11 @@ def from_record(run: Run) -> Built:
       ValueError: the folder was made from Python and does not say enough, or this jaxrl lacks something of it.
     """
     record = run.record
+    if "meta" in record:
+        raise ValueError(
+            f"{run.path} is a run of `jaxrl meta-train`: `jaxrl meta-test {run.path / 'rule.npz'}` tests its rule, "
+            f"`jaxrl plot {run.path}` draws its generations."
+        )
     if missing := [name for name in _NEEDED if name not in record]:
         raise ValueError(
             f"{run.path} was not made by `jaxrl train`: its run.json lacks {', '.join(missing)}. "
@@ -108,11 +117,12 @@ def from_record(run: Run) -> Built:
     # JSON has made lists of tuples.
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in record["env_options"].items()}
     config = overrides.config_from_json(entry.config, record["config"])
-    member = entry.factory(make_env(record["env"], **options), config=config)
+    chosen = rules.from_record(record.get("objective"), run.path)
+    member = rules.factory_of(record["algorithm"], entry, chosen)(make_env(record["env"], **options), config=config)
     hparams = runs.hyperparams_from_json(record["hyperparams"], member.hyperparams())
     # Another layout would give other bits.
     layout = layout_of(run)
-    return Built(member, population(member, record["num_seeds"], (), *layout), hparams, layout)
+    return Built(member, population(member, record["num_seeds"], (), *layout), hparams, layout, chosen)
 
 
 def layout_of(run: Run) -> Layout:

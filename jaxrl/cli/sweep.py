@@ -19,7 +19,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from jaxrl import config_fields
-from jaxrl.cli import build, devices, overrides
+from jaxrl.cli import build, devices, overrides, rules
 from jaxrl.cli.folders import new_folder
 from jaxrl.cli.progress import clock, number, short
 from jaxrl.envs import make_env
@@ -56,12 +56,16 @@ def sweep(options: argparse.Namespace) -> None:
             name: overrides.parse_option(text) for name, text in overrides.parse_assignments(options.env_option).items()
         },
     }
-    read = _reader(source)
+    chosen = rules.find(options.objective) if options.objective else None
+    if chosen:
+        source["objective"] = chosen.record
+    read = _reader(source, chosen)
     swept = _space(options, read)
     fixed = {name: read(name, text) for name, text in overrides.parse_assignments(options.assignments).items()}
     layout = Layout(options.devices or jax.device_count(), options.chunk) if options.devices or options.chunk else None
     plan = _plan(
         source,
+        chosen,
         swept,
         fixed,
         num_seeds=options.num_seeds,
@@ -79,6 +83,8 @@ def sweep(options: argparse.Namespace) -> None:
     named = "-".join([*source["algorithms"], *source["environments"]])[:_MAX_NAME]
     path = options.out or new_folder(f"sweep-{named}")
     made = execution.open_sweep(path, plan, options.eval_episodes, source=source)
+    if chosen:
+        chosen.keep(path)
     _run(console, made, options)
 
 
@@ -99,6 +105,7 @@ def resume(options: argparse.Namespace) -> None:
     devices.use_all_cores(max(group["layout"][0] for group in execution.read_record(options.dir)["groups"]))
     plan = _plan(
         record["source"],
+        rules.from_record(record["source"].get("objective"), options.dir),
         from_json(record["space"]),
         {name: tuple(value) if isinstance(value, list) else value for name, value in record["fixed"].items()},
         **{name: record[name] for name in ("num_seeds", "seed", "total_steps", "num_points")},
@@ -107,10 +114,19 @@ def resume(options: argparse.Namespace) -> None:
     _run(Console(highlight=False), made, options)
 
 
-def _plan(source: dict[str, Any], swept: Space, fixed: dict[str, Any], num_shards: int = 1, **counts: Any) -> Plan:
+def _plan(
+    source: dict[str, Any],
+    chosen: rules.Chosen | None,
+    swept: Space,
+    fixed: dict[str, Any],
+    num_shards: int = 1,
+    **counts: Any,
+) -> Plan:
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in source["env_options"].items()}
     envs = {name: make_env(name, **options) for name in source["environments"]}
     algorithms = source["algorithms"]
+    if chosen:
+        algorithms = {name: rules.factory_of(name, build.find_algorithm(name), chosen) for name in algorithms}
     plan = make_plan(algorithms, envs, swept, fixed=fixed, **counts)
     if num_shards > len(plan.batches):
         # At least one batch for each process.
@@ -249,14 +265,15 @@ def _space(options: argparse.Namespace, read: Callable[[str, str], Any]) -> Spac
     )
 
 
-def _reader(source: dict[str, Any]) -> Callable[[str, str], Any]:
+def _reader(source: dict[str, Any], chosen: rules.Chosen | None) -> Callable[[str, str], Any]:
     """Reads a value as the first algorithm and environment that have the name declare it."""
     kinds: dict[str, Any] = {}
     for algorithm in source["algorithms"]:
         entry = build.find_algorithm(algorithm)
+        factory = rules.factory_of(algorithm, entry, chosen)
         for name in source["environments"]:
             leaves = trees.named_leaves(
-                entry.factory(make_env(name, **source["env_options"]), config=entry.default_config).hyperparams()
+                factory(make_env(name, **source["env_options"]), config=entry.default_config).hyperparams()
             )
             kinds = {
                 **{key: field.kind for key, field in config_fields.fields(entry.default_config, CONFIG).items()},

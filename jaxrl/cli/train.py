@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxrl import checkpoint, fit, runs, sinks
-from jaxrl.cli import build, devices, overrides, progress
+from jaxrl.cli import build, devices, overrides, progress, rules
 from jaxrl.cli.build import Built
 from jaxrl.cli.folders import new_folder
 from jaxrl.evaluation import time_limit
@@ -55,6 +55,8 @@ def train(options: argparse.Namespace) -> None:
     extra_sinks = _sinks(record, path)
     run = Run.create(path, runs.describe(**record))
     try:
+        if built.chosen:
+            built.chosen.keep(path)
         _fit(console, run, built, extra_sinks, options, resume=False)
     except BaseException:
         _remove_if_empty(run, existed)
@@ -75,6 +77,11 @@ def resume(options: argparse.Namespace) -> None:
         return
     console = Console(highlight=False)
     run = Run.open(options.dir)
+    if "meta" in run.record:
+        from jaxrl.cli import meta
+
+        meta.resume(console, run, options)
+        return
     devices.use_all_cores(build.layout_of(run).num_devices)
     built = build.from_record(run)
     built, changes = _changes(run, built, options)
@@ -185,6 +192,8 @@ def _print_plan(console: Console, run: Run, built: Built, options: argparse.Name
         f"{' (' + ', '.join(sizes) + ')' if sizes else ''}{rounded}",
         soft_wrap=True,
     )
+    if built.chosen:
+        console.print(f"objective {built.chosen.name}", soft_wrap=True, markup=False)
     console.print(f"folder {run.path}", soft_wrap=True, markup=False)
 
 
@@ -242,7 +251,7 @@ def _remove_if_empty(run: Run, existed: bool) -> None:
     if (run.path / "metrics").exists() or run.checkpoints.exists():
         return
     if existed:
-        for name in ("run.json", "log.jsonl", ".lock"):
+        for name in ("run.json", "log.jsonl", ".lock", rules.COPY):
             (run.path / name).unlink(missing_ok=True)
     else:
         shutil.rmtree(run.path, ignore_errors=True)

@@ -42,3 +42,33 @@ def chosen_leaves(owner: str, algorithm: Algorithm, paths: str | tuple[str, ...]
                 f"{owner}: {name} must be float to {verb}; it is {named[name].dtype}. Name the leaves beside it."
             )
     return tuple(chosen)
+
+
+def evolving_leaves(
+    owner: str, algorithm: Algorithm, paths: str | tuple[str, ...], log: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Paths of the leaves that evolve, of which some do as their logarithm.
+
+    Args:
+      owner: the outer loop, for messages.
+      algorithm: whose hyperparameters they are.
+      paths: as for `chosen_leaves`.
+      log: those that evolve as their logarithm.
+
+    Raises:
+      ValueError: as for `chosen_leaves`; or one of `log` is not among them or not positive.
+
+    Example:
+      >>> import jaxrl
+      >>> agent = jaxrl.ppo(jaxrl.make_env("probe/Credit"))
+      >>> evolving_leaves("evolve", agent, ("learning_rate", "gamma"), ("learning_rate",))
+      ('learning_rate', 'gamma')
+    """
+    named = trees.named_leaves(algorithm.hyperparams())
+    chosen = chosen_leaves(owner, algorithm, paths, "evolve")
+    for name in log:
+        if name not in chosen:
+            raise ValueError(f"{owner}: log names {name!r}, which does not evolve; there are {', '.join(chosen)}.")
+        if not bool(jnp.all(named[name] > 0)):
+            raise ValueError(f"{owner}: {name} must be positive to evolve as its logarithm; its default is not.")
+    return chosen

@@ -25,6 +25,7 @@ from jaxrl.values.backups import (
     munchausen,
     soft,
 )
+from jaxrl.values.discovered import Regularized, dqn_clipped, dqn_reg, graph
 from jaxrl.values.distributional import categorical, implicit_quantile, quantile, quantile_huber
 from jaxrl.values.records import ILLEGAL, Backup, BackupInputs, Target, ValueHead
 from jaxrl.values.scalars import (
@@ -47,6 +48,7 @@ __all__ = [
     "Huber",
     "Mapped",
     "Munchausen",
+    "Regularized",
     "Soft",
     "Support",
     "Target",
@@ -54,9 +56,12 @@ __all__ = [
     "annealed",
     "categorical",
     "double",
+    "dqn_clipped",
+    "dqn_reg",
     "epsilon_greedy",
     "expected",
     "generalized_gaussian",
+    "graph",
     "huber",
     "implicit_quantile",
     "legal_only",

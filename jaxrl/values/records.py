@@ -24,6 +24,9 @@ class Target:
       weight: probability of the successor's actions, [N, A].
       shift: added to the return after each of them, [N, A], or None: nothing.
       greedy: whether `weight` is 1 for one action of each, which saves the others.
+      action: taken, [N]; this and the following for a head that is `whole` only, otherwise None.
+      online_next: outputs of the network that learns at the successor.
+      now: outputs of the bootstrapping network at the observation.
     """
 
     reward: Float[Array, " N"]
@@ -32,6 +35,9 @@ class Target:
     weight: Float[Array, "N A"]
     shift: Float[Array, "N A"] | None = None
     greedy: bool = struct.field(pytree_node=False, default=False)
+    action: Int[Array, " N"] | None = None
+    online_next: QOutput | None = None
+    now: QOutput | None = None
 
 
 class ValueHead(NamedTuple):
@@ -46,6 +52,7 @@ class ValueHead(NamedTuple):
       name: for messages.
       fractions: for a network with implicit quantiles: how many are learned at once, bootstrapped from, and used to
         choose an action; otherwise ().
+      whole: whether `loss` gets the output of all actions, [N, A, K], and the last fields of `Target`.
     """
 
     init: Callable[[], PyTree]
@@ -54,6 +61,7 @@ class ValueHead(NamedTuple):
     size: int
     name: str
     fractions: tuple[int, ...] = ()
+    whole: bool = False
 
 
 @struct.dataclass

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrl
-from jaxrl import estimators, objectives, strategies, values
+from jaxrl import estimators, levels, objectives, strategies, values
 from jaxrl.algorithms import (
     avg,
     bpg,
@@ -38,13 +38,16 @@ from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.envs import coverage
 from jaxrl.meta.evolve import evolve
 from jaxrl.meta.pbt import Range, pbt
+from jaxrl.meta.persistent import persistent
 from jaxrl.networks import NetworkConfig, columnar
 from jaxrl.networks.columnar import ColumnarConfig
 from jaxrl.networks.control import ControlConfig
 from jaxrl.networks.critics import CriticConfig
 from jaxrl.networks.q_network import QNetworkConfig
 from jaxrl.networks.streaming import StreamingConfig
+from jaxrl.networks.update_rules import UpdateRule, open_rule
 from jaxrl.objectives import Clip, rules
+from jaxrl.ops import expressions, trees
 from jaxrl.types import Algorithm
 
 
@@ -80,7 +83,7 @@ def _ppo(env: str, changes: dict[str, Any] | None = None, **network: Any) -> Cal
     }
 
     def make(**config: Any) -> Algorithm:
-        components = {name: config.pop(name) for name in ("objective", "estimator") if name in config}
+        components = {name: config.pop(name) for name in ("objective", "estimator", "optimizer") if name in config}
         return ppo.ppo(jaxrl.make_env(env), config=ppo.Config(**{**tiny, **config}), **components)
 
     return lambda **config: make(**{**(changes or {}), **config})
@@ -323,11 +326,14 @@ def _lpg(rule: rules.Rule, **changes: Any) -> Callable[..., Algorithm]:
 
 
 def _rule_hparams(rule: rules.Rule) -> dict[str, Any]:
+    return {"objective": _rule_weights(rule), "horizon": 512.0}
+
+
+def _rule_weights(rule: rules.Rule | UpdateRule) -> Any:
     # Positive weights, so that every unit is at work, and a finite horizon.
     draws = np.random.default_rng(0)
     shapes = jax.eval_shape(rule.init, jax.random.key(0))
-    weights = jax.tree.map(lambda leaf: jnp.asarray(draws.uniform(0.1, 0.6, leaf.shape), jnp.float32), shapes)
-    return {"objective": weights, "horizon": 512.0}
+    return jax.tree.map(lambda leaf: jnp.asarray(draws.uniform(0.1, 0.6, leaf.shape), jnp.float32), shapes)
 
 
 _LPG, _TA_LPG = rules.lpg(3, 4, 2), rules.lpg(3, 4, 2, "gru", progress=True)
@@ -429,12 +435,31 @@ def _evolved(**config: Any) -> Algorithm:
     return evolve(_utilities(**config), search, name, log=(name,), num_steps=2, num_held_out=1, fitness=_value)
 
 
+def _under_regret(**config: Any) -> Algorithm:
+    search, name, agent = strategies.open_es(4, strategies.raw), "step_size", _utilities(**config)
+    lives = {"num_steps": 2, "fitness": _value}
+    course = levels.regret(agent, _slippery, num_levels=2, size=4, transform="proportional", **lives)
+    return evolve(agent, search, name, log=(name,), num_held_out=1, common_keys="pairs", curriculum=course, **lives)
+
+
+def _persistent(**config: Any) -> Algorithm:
+    name = "step_size"
+    lives = {"num_steps": 4, "truncation": 2, "num_pairs": 2, "num_held_out": 1}
+    return persistent(_utilities(**config), name, log=(name,), fitness=_value, **lives)
+
+
+def _slippery(key: jax.Array) -> Any:
+    return _SLIPPERY.replace(slip=jax.random.uniform(key, maxval=0.5))
+
+
 def _value(state: Any, metrics: dict[str, Any]) -> Any:
     """Smooth: with returns a rounding error could turn one generation into another."""
     return metrics["utility/value"][-1]
 
 
 _SLIPPERY = coverage.make("Cells", size=(2, 3), max_episode_steps=6).default_params().replace(slip=jnp.float32(0.4))
+_UTILITIES_LEAVES = tuple(trees.named_leaves(_utilities().hyperparams()))
+_ENV_LEAVES = tuple(name for name in _UTILITIES_LEAVES if name.startswith("env."))
 
 CASES = {
     "ppo-discrete": Case("ppo", _ppo("probe/Credit"), _PPO_HPARAMS, _PPO_OPTIONS, _PLAIN),
@@ -463,6 +488,25 @@ CASES = {
         {name: value for name, value in _PPO_HPARAMS.items() if name != "objective"},
         {},
         _CPU,
+    ),
+    "ppo-learned-optimizer": Case(
+        "ppo",
+        _ppo("probe/Credit", {"stop_at_target_kl": False, "optimizer": open_rule(4, 3)}),
+        # Its steps are of 10⁻³ times its outputs, so weights are large.
+        {
+            "horizon": 512.0,
+            "max_grad_norm": 0.5,
+            "value_clip": 0.02,
+            "objective": Clip(clip=jnp.float32(1e-3)),
+            "optimizer": jax.tree.map(lambda x: 20.0 * (x - 0.3), _rule_weights(open_rule(4, 3))),
+        },
+        {},
+        {
+            **_PLAIN,
+            "learning_rate": "the rule takes its place",
+            "target_kl": "only with stop_at_target_kl",
+        },
+        slow=True,
     ),
     "trpo-discrete": Case("trpo", _trpo("probe/Credit"), {"max_kl": 0.05}, _TRPO_OPTIONS, _WHOLE_STEP),
     "trpo-continuous": Case("trpo", _trpo("gymnax/Pendulum-v1"), _TRPO_HPARAMS, {"num_backtracks": 1}, _CPU),
@@ -550,6 +594,28 @@ CASES = {
         {"env": _SLIPPERY},
         {},
         {"inner.env.modular": "rewards are not read", "inner.env.task.weight": "rewards are not read"},
+    ),
+    "utilities-regret-population": Case(
+        "utilities",
+        _under_regret,
+        {"env": _SLIPPERY},
+        {},
+        {
+            **{f"inner.{name}": "levels take its place" for name in _ENV_LEAVES},
+            **{
+                f"curriculum.{name}": "only the order of two regrets is read"
+                for name in ("temperature", *(f"antagonist.{leaf}" for leaf in _UTILITIES_LEAVES))
+            },
+        },
+        slow=True,
+    ),
+    "utilities-persistent-population": Case(
+        "utilities",
+        _persistent,
+        {"env": _SLIPPERY, "meta_max_grad_norm": 1e-3},
+        {},
+        {"inner.env.modular": "rewards are not read", "inner.env.task.weight": "rewards are not read"},
+        slow=True,
     ),
     "ccn": Case(
         "ccn",
@@ -724,6 +790,14 @@ CASES = {
         _DQN_HPARAMS,
         {"burn_in": 0, "length": 1},
         _CPU,
+    ),
+    "dqn-graph": Case(
+        "dqn",
+        _dqn({"head": values.graph(expressions.DQN_CLIPPED, 12)}),
+        _DQN_HPARAMS,
+        {},
+        _CPU,
+        slow=True,
     ),
     "pqn": Case(
         "pqn",

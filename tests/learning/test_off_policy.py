@@ -14,7 +14,8 @@ from jaxrl import buffers, ensembles, spaces
 from jaxrl.algorithms import discrete_sac, mpo, sac, td3
 from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.ensembles import Atoms
-from jaxrl.networks.control import ControlConfig, control_networks, evaluate
+from jaxrl.networks.control import ControlConfig, coefficients, control_networks, evaluate
+from jaxrl.ops.bins import Support
 
 NUM_SEEDS = 5
 GAMMA, TAU, RATE = 0.8, 0.3, 1e-2
@@ -443,7 +444,7 @@ def test_pendulum(name):
     parts = [field.name for field in dataclasses.fields(entry.hyperparams) if field.name.endswith("learning_rate")]
     changes = dict.fromkeys(parts, 1e-3)
     if entry.default_config.network.num_bins:  # returns of 200 steps, each at least -16.3
-        changes |= {"network.support.low": -1600.0, "network.support.high": 0.0}
+        changes["network"] = coefficients(network).replace(support=Support(jnp.float32(-1600.0), jnp.float32(0.0)))
     states, _, hparams = train(agent, PENDULUM[name] // agent.env_steps, **changes)
     got = returns(agent, states, hparams, 16)
     print(name, np.round(got, 1))
