@@ -454,11 +454,11 @@ def test_pendulum(name):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_discrete_sac_balances_the_pole():
-    """30,000 steps; rates of 1e-3, layers of 64 units."""
+    """60,000 steps; rates of 1e-3, layers of 64 units."""
     network = ControlConfig(hidden=(64, 64))
     agent = jaxrl.make("discrete_sac", jaxrl.make_env("gymnax/CartPole-v1"), network=network, capacity=32_768)
     rates = {f"{part}_learning_rate": 1e-3 for part in ("policy", "critic", "temperature")}
-    states, _, hparams = train(agent, 30_000 // agent.env_steps, **rates, target_entropy=0.5)
+    states, _, hparams = train(agent, 60_000 // agent.env_steps, **rates, target_entropy=0.5)
     got = returns(agent, states, hparams, 16)
     print("discrete_sac", got)
     assert np.median(got) >= 400, got
