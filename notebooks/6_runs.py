@@ -20,11 +20,11 @@
 # with others, from the command line or from Python. The cells call the command as a function, `jaxrl_command([...])`;
 # on a command line the same words follow `jaxrl`.
 #
-# On two CPU cores this takes about a minute.
+# On two CPU cores this takes half a minute.
 
 # %% tags=["parameters"]
 num_seeds = 8
-total_steps = 40_000  # of each seed
+total_steps = 40_960  # of each seed, 80 iterations
 settings = []  # further words for the command, as config.num_envs=8
 
 # %%

@@ -20,7 +20,7 @@
 # `init` and `apply` that says what the policy and the value are. So a module of flax's linen, of nnx or of equinox
 # serves.
 #
-# On two CPU cores this takes about a minute.
+# On two CPU cores this takes less than a minute.
 
 # %% tags=["parameters"]
 num_seeds = 4
