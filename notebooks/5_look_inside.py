@@ -81,14 +81,14 @@ returns[-1].round(1)
 best, worst = int(returns[-1].argmax()), int(returns[-1].argmin())
 play = jax.jit(record(agent, num_steps=500))
 member = lambda seed: jax.tree.map(lambda leaf: leaf[seed], state)
-episode = play(jax.random.key(1), member(worst), hparams.env)
-animate(env, episode, max_frames=100)
+episodes = {seed: play(jax.random.key(1), member(seed), hparams.env) for seed in (best, worst)}
+animate(env, episodes[worst], max_frames=100)
 
 # %% [markdown]
 # ## What the value function says
 #
-# The value by angle and angular velocity of the pole, at rest in the middle of the track. The line is the episode
-# above: where it went, the value has been learned; elsewhere it is a guess.
+# The value by angle and angular velocity of the pole, at rest in the middle of the track. The lines are one
+# episode of each: where it went, the value has been learned; elsewhere it is a guess.
 
 # %%
 angle, velocity = jnp.meshgrid(jnp.linspace(-0.2, 0.2, 60), jnp.linspace(-2.0, 2.0, 60))
@@ -99,11 +99,11 @@ for panel, seed, title in zip(panels, (best, worst), ("best seed", "worst seed")
     surface = value(member(seed).params, jnp.stack([corner, corner, angle, velocity], -1))
     picture = panel.pcolormesh(angle, velocity, surface, cmap=COLORMAP)
     figure.colorbar(picture, ax=panel, label="value: discounted return to come")
+    visited = trajectory(episodes[seed]).obs
+    panel.plot(visited[:, 2], visited[:, 3], color=COLORS[1], linewidth=0.8, label="an episode")
     panel.set_title(title)
     panel.set_xlabel("angle of the pole, rad")
     panel.set_ylabel("angular velocity, rad/s")
-visited = trajectory(episode).obs
-panels[1].plot(visited[:, 2], visited[:, 3], color=COLORS[1], linewidth=0.8, label="an episode")
 panels[1].set(xlim=(-0.2, 0.2), ylim=(-2.0, 2.0))
 _ = panels[1].legend(frameon=False, loc="upper right")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import reference
 
 ROOT = Path(__file__).parent.parent
-_PICTURES = (".png", ".svg", ".jpg", ".gif")
+_ASSETS = (".png", ".svg", ".jpg", ".gif", ".css")
 
 
 def notebook_page(source: str) -> str:
@@ -35,10 +35,10 @@ def gather(pages: Path) -> None:
     pages.mkdir(parents=True)
     sources = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     sources += sorted((ROOT / "docs").rglob("*.md")) + sorted((ROOT / "experiments").glob("*/README.md"))
-    pictures = [
-        path for folder in ("docs", "experiments") for path in (ROOT / folder).rglob("*") if path.suffix in _PICTURES
+    assets = [
+        path for folder in ("docs", "experiments") for path in (ROOT / folder).rglob("*") if path.suffix in _ASSETS
     ]
-    for source in [*sources, *pictures]:
+    for source in [*sources, *assets]:
         target = pages / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".md":

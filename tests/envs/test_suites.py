@@ -46,7 +46,9 @@ def _strict_ranks():
 
 
 def cases(names: tuple[str, ...], quick: tuple[str, ...], *marks: Any) -> list[Any]:
-    return [pytest.param(n, marks=[*marks, *([] if n in quick else [pytest.mark.slow])]) for n in names]
+    # The largest physics and pictures compile for five minutes where something else runs too.
+    long = (pytest.mark.slow, pytest.mark.timeout(1200))
+    return [pytest.param(n, marks=[*marks, *(() if n in quick else long)]) for n in names]
 
 
 def check(env: Env, num_steps: int = 8) -> None:

@@ -38,7 +38,8 @@ _WIDER = {"position": (-1, 0), "step_count": (0, 1)}
 def names() -> tuple[str, ...]:
     """All environments of Jumanji for one agent that work offline."""
     left_out = _MANY_AGENTS | _NEEDS_NETWORK
-    return tuple(name for name in jumanji.registered_environments() if name not in left_out)
+    # Jumanji keeps them in a set, whose order changes from process to process.
+    return tuple(sorted(name for name in jumanji.registered_environments() if name not in left_out))
 
 
 @memoize
