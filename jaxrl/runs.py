@@ -10,6 +10,7 @@
 Every file is written as a whole or not at all, so the folder can be read while training goes on.
 """
 
+import base64
 import contextlib
 import dataclasses
 import datetime
@@ -33,6 +34,7 @@ import xarray
 
 import jaxrl
 from jaxrl.checkpoint import StorageError, write_file
+from jaxrl.display import html_table
 from jaxrl.ops import trees
 from jaxrl.types import Hyperparams
 
@@ -97,6 +99,43 @@ class Run:
             raise ValueError(f"{path} was made by a newer jaxrl (schema {record['schema']} > {SCHEMA}): update jaxrl.")
         return cls(path, record)
 
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}: {value}" for name, value in self._facts()[:4])
+        return f"Run({str(self.path)!r}, {facts})"
+
+    def _repr_html_(self) -> str:
+        table = html_table(f"run {self.path}", self._facts())
+        curves = self.path / "curves.png"
+        if not curves.is_file():
+            return table
+        picture = base64.b64encode(curves.read_bytes()).decode()
+        return f'{table}<img alt="learning curves" width="480" src="data:image/png;base64,{picture}">'
+
+    def _facts(self) -> list[tuple[str, Any]]:
+        """What there is to say in a line each, the most important first."""
+        record, results = self.record, self.results()
+        told = record.get("environment", {})
+        facts = [(name, record[name]) for name in ("algorithm", "env") if name in record]
+        if "num_seeds" in record:
+            facts.append(("seeds", record["num_seeds"]))
+        done = results.get("env_steps")
+        wanted = record.get("total_steps")
+        state = "finished" if results.get("finished") else "not finished"
+        if wanted is not None:
+            state += f", {wanted:,} steps each" if done is None else f", {done:,} of {wanted:,} steps each"
+        facts.append(("state", state))
+        returns = [seed.get("evaluation_return") for seed in results.get("seeds", ())]
+        if any(value is not None for value in returns):
+            facts.append(("evaluation, by seed", ", ".join("-" if x is None else f"{x:.4g}" for x in returns)))
+        if "steps_per_second" in results:
+            facts.append(("steps/s in training", f"{results['steps_per_second']:,.0f}"))
+        facts += [(name, told[name]) for name in ("device", "git_revision") if told.get(name)]
+        versions = told.get("versions", {})
+        facts.append(
+            ("versions", ", ".join(f"{name} {versions[name]}" for name in ("jaxrl", "jax") if name in versions))
+        )
+        return [*facts, ("created", record.get("created", ""))]
+
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
@@ -136,6 +175,13 @@ class Run:
         """All evaluations so far, dimensions (step, seed, episode); without any an empty dataset."""
         parts = [part.expand_dims(step=[part.attrs["env_steps"]]) for part in _read_all(self.path / "evaluations")]
         return xarray.concat(parts, "step", combine_attrs="drop", data_vars="all") if parts else xarray.Dataset()
+
+    def results(self) -> dict[str, Any]:
+        """What results.json holds; empty before the end of training, or if it cannot be read."""
+        try:
+            return json.loads((self.path / "results.json").read_text())
+        except (OSError, ValueError):
+            return {}
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json; numbers that are not finite become null."""

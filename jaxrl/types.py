@@ -14,6 +14,7 @@ Three kinds of Python type, each with one meaning:
 - a frozen `dataclass` is *structure* (`Config`): hashable, static, another value is another program.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import jax
 from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxrl.display import html_table, shape_or_value
 from jaxrl.spaces import Space
 
 Key = jax.Array
@@ -119,6 +121,17 @@ class Algorithm(NamedTuple):
     def __repr__(self) -> str:
         env = "" if self.env is None else f", env={self.env.name!r}"
         return f"Algorithm({self.name!r}{env}, env_steps={self.env_steps}, config={self.config})"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, Any]] = [("environment", "" if self.env is None else self.env.name)]
+        rows.append(("environment steps of one step", f"{self.env_steps:,}"))
+        if dataclasses.is_dataclass(self.config):
+            rows += [
+                (f"config.{field.name}", getattr(self.config, field.name)) for field in dataclasses.fields(self.config)
+            ]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.hyperparams()):
+            rows.append((jax.tree_util.keystr(path, simple=True, separator="."), shape_or_value(leaf)))
+        return html_table(self.name, rows)
 
 
 @struct.dataclass

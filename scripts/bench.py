@@ -65,7 +65,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"ppo {self.env} x{self.num_seeds} "
+        reset = "" if self.config.reset == "fresh" else f"{self.config.reset} "
+        return f"ppo {self.env} {reset}x{self.num_seeds} "
 
 
 CARTPOLE = {"env": "gymnax/CartPole-v1", "config": ppo.Config()}
@@ -86,6 +87,8 @@ HOPPER = {
     ),
     "hparams": (("learning_rate", 3e-4), ("entropy_coef", 0.0)),
 }
+# What brax's own wrapper does, and with it the peers.
+CACHED_HOPPER = {**HOPPER, "config": dataclasses.replace(HOPPER["config"], reset="cached", reset_size=2048)}
 SMALL_HOPPER = {**HOPPER, "config": dataclasses.replace(HOPPER["config"], num_envs=64, num_steps=32)}
 
 
@@ -96,8 +99,10 @@ def cases(suite: str) -> list[Case]:
             Case(num_seeds=16, total_steps=100_000, **CARTPOLE),
             Case(num_seeds=1, total_steps=500_000, **BREAKOUT),
             Case(num_seeds=16, total_steps=100_000, **BREAKOUT),
-            Case(num_seeds=1, total_steps=200_000, **HOPPER),
+            Case(num_seeds=1, total_steps=204_800, **HOPPER),
+            Case(num_seeds=1, total_steps=204_800, **CACHED_HOPPER),
             Case(num_seeds=16, total_steps=20_480, **HOPPER),
+            Case(num_seeds=16, total_steps=20_480, **CACHED_HOPPER),
         ]
     if suite == "gpu":
         return [

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxrl"
 
 # Lower first. A module may import its own layer and every layer before it.
 LAYERS = (
-    ("_version", "names", "config_fields"),
+    ("_version", "names", "config_fields", "display"),
     ("spaces",),
     ("types",),
     ("validation",),

@@ -1,8 +1,12 @@
-"""Memoized factories."""
+"""Memoized factories, and what records show of themselves."""
 
+import dataclasses
+
+import jax
+import numpy as np
 import pytest
 
-from jaxrl.types import memoize
+from jaxrl.types import Algorithm, memoize
 
 made = []
 
@@ -35,3 +39,15 @@ def test_what_cannot_be_hashed_is_named_with_the_remedy(arguments, name):
 def test_the_factorys_own_errors_come_through():
     with pytest.raises(TypeError, match="missing a required argument"):
         factory()
+
+
+def test_an_algorithm_shows_config_and_hyperparameters_as_a_table():
+    config = dataclasses.make_dataclass("Config", [("num_envs", int, 3), ("kind", str, "<a>")])()
+    hparams = {"rate": np.float32(0.5), "weights": np.zeros((2, 3), np.float32), "key": jax.random.key(0)}
+    mine = Algorithm(
+        lambda: None, lambda: None, lambda: None, lambda: hparams, env_steps=1536, name="mine", config=config
+    )
+    table = mine._repr_html_()
+    for cell in ("mine", "1,536", "config.num_envs", "&lt;a&gt;", "rate</td><td>0.5", "weights</td><td>float32[2,3]"):
+        assert cell in table
+    assert "<a>" not in table

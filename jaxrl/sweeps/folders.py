@@ -44,6 +44,11 @@ class Sweep:
     record: dict[str, Any]
     eval_episodes: int
 
+    def __repr__(self) -> str:
+        batches = self.batches()
+        done = sum(map(self.is_whole, batches))
+        return f"Sweep({str(self.path)!r}, {self.plan!r}, batches: {done} of {len(batches)} done)"
+
     def folder(self, batch: Batch) -> Path:
         """Of one batch."""
         return self.path / "batches" / batch.name

@@ -173,6 +173,11 @@ class Plan:
     defaults: dict[str, Any]
     free_bytes: int | None
 
+    def __repr__(self) -> str:
+        pairs = ", ".join(f"{algorithm} on {env}" for algorithm, env in self.pairs)
+        settings = sum(group.num_members for group in self.groups) // self.num_seeds
+        return f"Plan({pairs}: {settings} settings x {self.num_seeds} seeds in {len(self.groups)} programs)"
+
     @property
     def num_members(self) -> int:
         """Of all groups."""

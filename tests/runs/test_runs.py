@@ -180,3 +180,28 @@ def test_what_a_killed_write_left_is_removed_when_training_goes_on(tmp_path):
     assert not any(leftover.exists() for leftover in leftovers)
     assert (run.path / "metrics" / "000000.nc").exists()
     assert (run.path / "run.json").exists()
+
+
+def test_a_run_shows_itself_in_a_line_and_as_a_table(run):
+    run = run.change(env="gymnax/<b>", num_seeds=2, total_steps=2_000)
+    assert "not finished, 2,000 steps each" in repr(run)
+    run.write_results(
+        {
+            "finished": True,
+            "env_steps": 2_000,
+            "seeds": [{"evaluation_return": 1.5}, {"evaluation_return": None}],
+        }
+    )
+    text = repr(run)
+    assert text.startswith(f"Run({str(run.path)!r}, algorithm: toy, env: gymnax/<b>, seeds: 2, state: finished")
+    table = run._repr_html_()
+    assert "gymnax/&lt;b&gt;" in table
+    assert "1.5, -" in table
+    assert "<img" not in table
+    (run.path / "curves.png").write_bytes(b"\x89PNG")
+    assert run._repr_html_().endswith('src="data:image/png;base64,iVBORw==">')
+
+
+def test_a_damaged_results_file_is_no_results(run):
+    (run.path / "results.json").write_text("{")
+    assert run.results() == {}
