@@ -81,7 +81,7 @@ def pages_with_papers() -> dict[str, list[Row]]:
 
 def registered() -> dict[str, str]:
     """Names of the registry with their summaries, read from its source: importing it would import jax."""
-    from jaxrl.cli.arguments import algorithm_summaries
+    from jaxrl.cli.summaries import algorithm_summaries
 
     return algorithm_summaries()
 

@@ -157,6 +157,10 @@ class Animation:
     frames_per_second: float
     title: str
 
+    def __repr__(self) -> str:
+        width, height = self.frames[0].size
+        return f"Animation({self.title!r}, {len(self.frames)} frames of {width}x{height})"
+
     def save(self, path: Path | str) -> Path:
         """Writes the animation, as `.gif` or as an animated `.png`, by the ending of the path.
 

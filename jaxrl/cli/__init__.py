@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxrl.cli import arguments
-from jaxrl.cli.arguments import UsageError
+from jaxrl.cli.options import UsageError
 
 # Exceptions whose message is meant for people; by name, since importing their modules takes seconds.
 _EXPECTED = {"ValueError", "StorageError", "OSError", "UsageError"}

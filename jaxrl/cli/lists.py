@@ -3,7 +3,8 @@
 import argparse
 
 from jaxrl.cli import arguments
-from jaxrl.cli.arguments import UsageError
+from jaxrl.cli.options import UsageError
+from jaxrl.cli.summaries import algorithm_summaries
 
 
 def list_names(options: argparse.Namespace) -> None:
@@ -15,9 +16,10 @@ def list_names(options: argparse.Namespace) -> None:
     if options.what == "algorithms":
         if options.suite:
             raise UsageError(f"`jaxrl list algorithms` takes no further argument; got {options.suite!r}.")
-        summaries = arguments.algorithm_summaries()
+        summaries = algorithm_summaries()
+        width = max(map(len, summaries))
         for name, summary in summaries.items():
-            print(f"{name:<12} {summary}" if arguments.is_terminal() else name)
+            print(f"{name:<{width}} {summary}" if arguments.is_terminal() else name)
         return
     _list_envs(options.suite)
 

@@ -146,6 +146,7 @@ def test_a_long_episode_is_thinned_and_a_wrapper_looked_through(tmp_path):
     )
     moving = animation.Animation(frames, 25.0, "walk")
     assert 'src="data:image/png;base64,' in moving._repr_html_()
+    assert repr(moving) == "Animation('walk', 5 frames of {}x{})".format(*frames[0].size)
     for suffix in (".gif", ".png"):
         with Image.open(moving.save(tmp_path / f"walk{suffix}")) as image:
             assert image.n_frames == 5

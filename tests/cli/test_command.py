@@ -16,7 +16,7 @@ import pytest
 import xarray
 
 from jaxrl import checkpoint, cli, fit, memory
-from jaxrl.cli import arguments, lists
+from jaxrl.cli import arguments, lists, options, summaries
 from jaxrl.cli.documentation import attributes
 from jaxrl.runs import Run
 
@@ -191,7 +191,7 @@ def test_train_errors(argv, message, tmp_path):
 
 
 def test_counts():
-    assert [arguments.count(text) for text in ("5e5", "500_000", "12345678901234567")] == [
+    assert [options.count(text) for text in ("5e5", "500_000", "12345678901234567")] == [
         500_000,
         500_000,
         12345678901234567,
@@ -338,7 +338,7 @@ def test_plot(trained, copy, tmp_path, monkeypatch):
 def test_the_list_of_algorithms_is_the_registry():
     from jaxrl.algorithms.registry import ALGORITHMS
 
-    assert arguments.algorithm_summaries() == {name: entry.summary for name, entry in ALGORITHMS.items()}
+    assert summaries.algorithm_summaries() == {name: entry.summary for name, entry in ALGORITHMS.items()}
     code, out, _ = call("list", "algorithms")
     assert code == 0
     assert out.split() == list(ALGORITHMS)

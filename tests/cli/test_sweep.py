@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxrl.cli import arguments, main
+from jaxrl.cli import main, options
 from jaxrl.sweeps import results
 
 TINY = ["config.num_envs=2", "config.num_steps=8"]
@@ -96,7 +96,7 @@ def test_a_sweep_cannot_be_made_longer(tmp_path, capsys):
 
 
 def test_shares():
-    assert arguments.share("2/3") == (2, 3)
+    assert options.share("2/3") == (2, 3)
 
 
 def test_report_and_compare(tmp_path, capsys):
