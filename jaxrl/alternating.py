@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, PyTree
 
 from jaxrl.types import Metrics
@@ -46,8 +45,7 @@ class Order(NamedTuple):
         return self.num_blocks * self.num_rounds, self.num_groups * self.num_updates
 
 
-@struct.dataclass
-class Rows:
+class Draws(NamedTuple):
     """What is drawn ahead of the loops: R rounds, U critic updates in each, P policy updates.
 
     Attributes:
@@ -91,8 +89,8 @@ def order(owner: str, num_rounds: int, num_updates: int, policy_delay: int) -> O
 def alternate(
     order: Order,
     carry: tuple[Any, Any],
-    rows: Rows,
-    collect: Callable[[Any, Any, Any], tuple[Any, Metrics]],
+    draws: Draws,
+    collect: Callable[[Any, Any, Any], tuple[Any, Any, Metrics]],
     critic: Callable[[Any, Any, Any], tuple[Any, Metrics]],
     policy: Callable[[Any, Any, Any], tuple[Any, Metrics]],
 ) -> tuple[tuple[Any, Any], Metrics]:
@@ -101,8 +99,8 @@ def alternate(
     Args:
       order: from `order`.
       carry: the learner, and the world that collecting changes.
-      rows: randomness.
-      collect: `(learner, world, row) -> (world, metrics)`.
+      draws: randomness.
+      collect: `(learner, world, row) -> (learner, world, metrics)`.
       critic: `(learner, row, world) -> (learner, metrics)`.
       policy: the same for the policy's update.
 
@@ -117,7 +115,7 @@ def alternate(
 
     def round_(carry: Any, row: tuple[Any, Any], update: Callable[..., Any]) -> tuple[Any, Metrics]:
         learner, world = carry
-        world, metrics = collect(learner, world, row[0])
+        learner, world, metrics = collect(learner, world, row[0])
         learner, info = jax.lax.scan(lambda learner, row: update(learner, row, world), learner, row[1])
         return (learner, world), metrics | jax.tree.map(jnp.mean, info)
 
@@ -138,9 +136,9 @@ def alternate(
         return jax.tree.map(lambda x: x.reshape((*axes, *x.shape[num_axes:])), tree)
 
     blocks = (
-        split(rows.collect, 1, order.num_blocks, order.num_rounds),
-        split(rows.critic, 2, order.num_blocks, order.num_rounds, order.num_groups, order.num_updates),
-        split(rows.policy, 1, order.num_blocks, order.num_groups),
+        split(draws.collect, 1, order.num_blocks, order.num_rounds),
+        split(draws.critic, 2, order.num_blocks, order.num_rounds, order.num_groups, order.num_updates),
+        split(draws.policy, 1, order.num_blocks, order.num_groups),
     )
     return jax.lax.scan(block, carry, blocks)
 

@@ -110,6 +110,7 @@ class NStep:
       discount: γ^h, 0 if the last of the h steps terminated.
       next_obs: the successor of the last of them.
       length: h, from 1 to n.
+      weight: importance of each, if they were drawn by priority; otherwise ().
     """
 
     obs: Observation
@@ -118,6 +119,7 @@ class NStep:
     discount: Float[Array, " N"]
     next_obs: Observation
     length: Int[Array, " N"]
+    weight: Float[Array, " N"] | tuple[()] = ()
 
 
 @struct.dataclass

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import validation, values
 from jaxrl.buffers import NStep
-from jaxrl.networks.control import Coefficients
+from jaxrl.networks.control import Coefficients, ControlConfig
 from jaxrl.ops import bins
 from jaxrl.types import Key, memoize
 
@@ -204,10 +204,17 @@ def bootstrap(batch: NStep, following: Atoms) -> Atoms:
     return following._replace(points=full(batch.reward) + full(batch.discount) * following.points)
 
 
-def loss(predicted: Float[Array, "M N K"], target: Atoms, params: Coefficients) -> Float[Array, " M"]:
+def loss(
+    predicted: Float[Array, "M N K"],
+    target: Atoms,
+    params: Coefficients,
+    weight: Float[Array, " N"] | tuple[()] = (),
+    expectile: Float[Array, ""] | None = None,
+) -> Float[Array, " M"]:
     """The loss of each member, a mean over the batch.
 
         mean           ½ E (y - Q_m)²                                                  (arXiv:1812.05905, eq. 5)
+        with τ         E |τ - 1{y < Q_m}| (y - Q_m)², the same at τ = ½                (arXiv:2506.05968)
         quantiles      E_n Σ_k E_j |τ_k - 1{u < 0}| L_κ(u) / κ / K                     (arXiv:2005.04269, eq. 14)
         categorical    the cross-entropy of the target projected onto the bins         (arXiv:1707.06887, algorithm 1)
 
@@ -217,6 +224,8 @@ def loss(predicted: Float[Array, "M N K"], target: Atoms, params: Coefficients) 
       predicted: outputs of the critics.
       target: y, [N, J]; a constant.
       params: tell what the outputs are.
+      weight: factor of each transition's part, () for 1.
+      expectile: τ, of means only; None: ½.
 
     >>> from jaxrl.networks.control import ControlConfig, coefficients
     >>> loss(jnp.zeros((1, 2, 1)), Atoms(jnp.ones((2, 1))), coefficients(ControlConfig())).tolist()
@@ -226,15 +235,101 @@ def loss(predicted: Float[Array, "M N K"], target: Atoms, params: Coefficients) 
         assert not isinstance(target.probs, tuple)
         probs = bins.project(target.points, target.probs, _bins(predicted, params))
         entropy = bins.cross_entropy(predicted, jnp.broadcast_to(probs, predicted.shape))
-        return jnp.mean(entropy, axis=1)
+        return jnp.mean(_weighed(entropy, weight), axis=1)
     num_critics, num, num_quantiles = predicted.shape
     shape = (num_critics, num, num_quantiles, target.points.shape[-1])
     error = jnp.broadcast_to(target.points[None, :, None], shape) - jnp.broadcast_to(predicted[..., None], shape)
     if isinstance(params.kappa, tuple):
-        return 0.5 * jnp.mean(jnp.square(error), axis=(1, 2, 3))
+        if expectile is None:
+            return 0.5 * jnp.mean(_weighed(jnp.square(error), weight), axis=(1, 2, 3))
+        share = jnp.where(error < 0.0, 1.0 - expectile, expectile)
+        return jnp.mean(_weighed(share * jnp.square(error), weight), axis=(1, 2, 3))
     midpoints = (jnp.arange(num_quantiles, dtype=jnp.float32) + 0.5) / num_quantiles
     fractions = jnp.broadcast_to(midpoints[None, None, :, None], shape)
-    return jnp.mean(values.quantile_huber(error, fractions, params.kappa), axis=(1, 2, 3))
+    return jnp.mean(_weighed(values.quantile_huber(error, fractions, params.kappa), weight), axis=(1, 2, 3))
+
+
+def errors(predicted: Float[Array, "M N K"], target: Atoms, params: Coefficients) -> Float[Array, " N"]:
+    """Mean over members of |E y - Q_m|: the priority of each transition (Schaul et al. 2016, arXiv:1511.05952).
+
+    >>> from jaxrl.networks.control import ControlConfig, coefficients
+    >>> errors(jnp.array([[[1.0]], [[4.0]]]), Atoms(jnp.array([[2.0]])), coefficients(ControlConfig())).tolist()
+    [1.5]
+    """
+    value = means(predicted, params)
+    return jnp.mean(jnp.abs(jnp.broadcast_to(target.means(), value.shape) - value), axis=0)
+
+
+def annealed_expectile(
+    start: Float[Array, ""], fraction: Float[Array, ""], progress: Float[Array, ""]
+) -> Float[Array, ""]:
+    """τ of the loss, from its start linearly to ½: from the optimality operator to that of the policy.
+
+    With τ near 1 a value is close to the greatest of its targets, whose successors' actions differ, instead of to their
+    mean (Omura et al. 2025, arXiv:2506.05968).
+
+    Args:
+      start: τ at the beginning.
+      fraction: share of progress over which it falls.
+      progress: from 0 to 1.
+
+    >>> annealed_expectile(jnp.float32(0.75), jnp.float32(0.5), jnp.float32(0.25)).item()
+    0.625
+    """
+    return start + (0.5 - start) * jnp.minimum(progress / fraction, 1.0)
+
+
+def representation_excess(
+    features: Float[Array, "M N H"],
+    frozen: Float[Array, "M N H"],
+    following: Float[Array, "M N H"],
+    kernel: Float[Array, "M H 1"],
+    batch: NStep,
+) -> Float[Array, " M"]:
+    """How far representations of consecutive pairs are more alike than the Bellman equation allows (BEER).
+
+        E relu(cos(f, f') - b),   b = (‖f‖² + γ² ‖g‖² - r² / ‖w‖²) / (2 γ ‖f‖ ‖f'‖)
+
+    b is a constant, and f' and g are. Transitions that terminated have no successor and count as 0; over n steps r and
+    γ are those of the whole transition.
+
+    Source: He et al. 2024, arXiv:2404.12754; the formula is that of the authors' code (sweetice/BEER-ICLR2024).
+
+    Args:
+      features: f of (s, a): what the last layer makes a value of.
+      frozen: f' of (s', a') by the target network, a' that of the target.
+      following: g of (s', π(s')) by the network itself.
+      kernel: w, of the last layer.
+      batch: the transitions.
+
+    Returns:
+      Of each member, a mean over the batch.
+    """
+    norm = lambda x: jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), 1e-12))
+    continues = jnp.broadcast_to(batch.discount > 0.0, features.shape[:2])
+    gamma = jnp.where(continues, jnp.broadcast_to(batch.discount, continues.shape), 1.0)
+    squared = jnp.square(jnp.broadcast_to(batch.reward, continues.shape))
+    weights = jnp.broadcast_to(jnp.sum(jnp.square(kernel), axis=(1, 2))[:, None], continues.shape)
+    inner = jnp.square(norm(features)) + jnp.square(gamma * norm(following)) - squared / weights
+    bound = jax.lax.stop_gradient(inner / (2.0 * gamma * norm(features) * norm(frozen)))
+    cosine = jnp.sum(features * frozen, axis=-1) / (norm(features) * norm(frozen))
+    return jnp.mean(jnp.where(continues, jax.nn.relu(cosine - bound), 0.0), axis=1)
+
+
+def check_means(owner: str, reason: str, config: ControlConfig) -> None:
+    """Raises a ValueError if critics learn a distribution, where what is asked for is one of means."""
+    if config.num_quantiles or config.num_bins:
+        raise ValueError(
+            f"{owner}: {reason} is for critics that learn means; got num_quantiles = {config.num_quantiles}, "
+            f"num_bins = {config.num_bins}: leave them 0, or leave it out."
+        )
+
+
+def _weighed(x: Float[Array, "..."], weight: Float[Array, " N"] | tuple[()]) -> Float[Array, "..."]:
+    """Entries [M, N, ...] times the weight of their transition."""
+    if isinstance(weight, tuple):
+        return x
+    return x * jnp.broadcast_to(weight.reshape((1, -1, *(1,) * (x.ndim - 2))), x.shape)
 
 
 def _bins(outputs: Array, params: Coefficients) -> Float[Array, " K"]:

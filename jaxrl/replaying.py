@@ -15,8 +15,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import buffers, rollout, spaces, validation
-from jaxrl.alternating import Order, Rows, alternate, last_of_each, order
-from jaxrl.buffers import Buffer, BufferState, Experience, NStep
+from jaxrl.alternating import Draws, Order, alternate, last_of_each, order
+from jaxrl.buffers import Buffer, BufferState, Experience, NStep, Sample
 from jaxrl.networks.actor_critic import to_env_action
 from jaxrl.ops import schedules, statistics
 from jaxrl.ops.optimizers import Optimizer
@@ -93,18 +93,18 @@ class World(NamedTuple):
         return obs if isinstance(self.seen, tuple) else statistics.normalize(self.seen, obs)
 
 
-class Draws(NamedTuple):
-    """An agent's own random numbers of one step: R rounds, U critic updates in each, P policy updates.
+class _Learning(NamedTuple):
+    """What the updates of one step of the algorithm carry from one to the next.
 
     Attributes:
-      collect: leaves [R, T, ...].
-      critic: leaves [R, U, ...].
-      policy: leaves [P, ...].
+      learner: as it is.
+      priorities: of the buffer, which updates change though they change nothing else of it; () if uniform.
+      index: entries that the last update of the critics has drawn; () if uniform.
     """
 
-    collect: PyTree
-    critic: PyTree
-    policy: PyTree
+    learner: Learner
+    priorities: PyTree
+    index: PyTree
 
 
 class Frame(NamedTuple):
@@ -112,7 +112,7 @@ class Frame(NamedTuple):
 
     Attributes:
       env: the environment.
-      config: with the fields that `check_config` names.
+      config: with the fields that `check_config` names; with `prioritized`, if it has that, replay is by priority.
       plan: how rounds and updates follow each other.
       buffer: draws batches.
       reset: where new episodes start.
@@ -125,6 +125,11 @@ class Frame(NamedTuple):
     reset: rollout.Reset
 
     @property
+    def prioritized(self) -> bool:
+        """Whether replay is by priority."""
+        return getattr(self.config, "prioritized", False)
+
+    @property
     def env_steps(self) -> int:
         """Transitions of one step of the algorithm."""
         return self.config.num_envs * self.config.num_steps * self.config.num_rounds
@@ -134,28 +139,32 @@ class Frame(NamedTuple):
         """(rounds, steps, environments) of one step of the algorithm."""
         return self.config.num_rounds, self.config.num_steps, self.config.num_envs
 
-    def start(self, key: Key, env_params: EnvParams, memory: Memory = ()) -> World:
+    def start(self, key: Key, env_params: EnvParams, memory: Memory = (), replay: PyTree = ()) -> World:
         """Environments after the random warm-up, and the buffer with it.
 
         Args:
           key: a random key.
           env_params: parameters of the environment.
           memory: initial memory of what acts, leaves [B, ...].
+          replay: coefficients of the buffer, `buffer.hyperparams()`.
         """
         key_actor, key_warmup = jax.random.split(key)
         actor = rollout.start(key_actor, self.env, env_params, self.config.num_envs, memory, self.reset)
         actor, batch = warm_up(key_warmup, self.env, env_params, actor, self.config.num_warmup_steps, self.reset)
         rows, seen = experience(batch), ()
-        replay = self.buffer.add((), self.buffer.init(jax.tree.map(lambda x: x[0, 0], rows)), rows)
+        stored = self.buffer.add(replay, self.buffer.init(jax.tree.map(lambda x: x[0, 0], rows)), rows)
         if self.config.normalize_observations:
             one = jax.tree.map(lambda x: x[0, 0], batch.obs)
             seen = statistics.update_statistics(statistics.init_statistics(one), batch.obs, 2)
-        return World(actor, replay, seen)
+        return World(actor, stored, seen)
+
+    def progress(self, num_steps: Array, horizon: Float[Array, ""]) -> Float[Array, ""]:
+        """Share of the horizon that so many steps of the algorithm are."""
+        return schedules.progress(num_steps.astype(jnp.float32) * self.env_steps, horizon)
 
     def factor(self, num_steps: Array, horizon: Float[Array, ""]) -> Float[Array, ""]:
         """What the learning rates are multiplied by after so many steps of the algorithm."""
-        progress = schedules.progress(num_steps.astype(jnp.float32) * self.env_steps, horizon)
-        return schedules.SCHEDULES[self.config.schedule](progress)
+        return schedules.SCHEDULES[self.config.schedule](self.progress(num_steps, horizon))
 
     def run(
         self,
@@ -166,8 +175,10 @@ class Frame(NamedTuple):
         gamma: Float[Array, ""],
         draws: Draws,
         behave: Callable[[Learner, Any, Observation, Memory, Array], tuple[Array, Memory]],
-        critic: Callable[[Learner, Any, NStep], tuple[Learner, Metrics]],
+        critic: Callable[[Learner, Any, NStep], Any],
         policy: Callable[[Learner, Any, Observation], tuple[Learner, Metrics]],
+        replay: PyTree = (),
+        progress: Float[Array, ""] | float = 0.0,
     ) -> tuple[tuple[Learner, World], Metrics]:
         """One step of the algorithm: rounds of collecting, critic updates and policy updates.
 
@@ -177,25 +188,33 @@ class Frame(NamedTuple):
           world: what collecting changes.
           env_params: parameters of the environment.
           gamma: discount of the transitions over n steps.
-          draws: the agent's random numbers.
+          draws: the agent's random numbers: of collecting, leaves [R, T, ...]; of critics [R, U, ...]; of policies
+            [P, ...].
           behave: `(learner, draw, obs [B], memory [B], start [B]) -> (action [B, ...], memory)`.
-          critic: `(learner, draw, batch [N]) -> (learner, metrics)`.
+          critic: `(learner, draw, batch [N]) -> (learner, metrics)`, and with replay by priority the error of each
+            transition [N] after these; the batch then has its importance weights.
           policy: `(learner, draw, obs [N]) -> (learner, metrics)`; its batch is that of the critic's update before it.
+          replay: coefficients of the buffer, `buffer.hyperparams()`.
+          progress: of the training, from 0 to 1, which the importance weights follow.
 
         Returns:
           Learner and world, and the metrics of all rounds in one.
         """
         config = self.config
         bits = self.buffer.noise(keys[1], *self.plan.updates_shape)
-        rows = Rows(
+        rows = Draws(
             collect=(jax.random.split(keys[0], config.num_rounds), draws.collect),
             critic=(bits, draws.critic),
             policy=(last_of_each(self.plan, bits), draws.policy),
         )
 
-        def collect(learner: Learner, world: World, row: Any) -> tuple[World, Metrics]:
+        def sampled(world: World, priorities: PyTree, bits: Array) -> Sample:
+            stored = dataclasses.replace(world.buffer, priorities=priorities)
+            return self.buffer.sample(replay, stored, bits, jnp.asarray(progress, jnp.float32))
+
+        def collect(learning: _Learning, world: World, row: Any) -> tuple[_Learning, World, Metrics]:
             def act(draw: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-                action, memory = behave(learner, draw, world.normalized(obs), memory, start)
+                action, memory = behave(learning.learner, draw, world.normalized(obs), memory, start)
                 return action, to_env_action(self.env.action_space, action), memory, ()
 
             key, own = row
@@ -203,22 +222,38 @@ class Frame(NamedTuple):
             seen = world.seen
             if not isinstance(seen, tuple):
                 seen = statistics.update_statistics(seen, batch.obs, 2)
-            return World(actor, self.buffer.add((), world.buffer, experience(batch)), seen), metrics
+            stored = dataclasses.replace(world.buffer, priorities=learning.priorities)
+            stored = self.buffer.add(replay, stored, experience(batch))
+            learning = learning._replace(priorities=stored.priorities)
+            return learning, World(actor, dataclasses.replace(stored, priorities=()), seen), metrics
 
-        def drawn(world: World, bits: Array) -> Array:
-            return self.buffer.sample((), world.buffer, bits, jnp.float32(0.0)).index
-
-        def critic_update(learner: Learner, row: Any, world: World) -> tuple[Learner, Metrics]:
-            batch = buffers.n_step(world.buffer.items, drawn(world, row[0]), config.n_step, gamma)
+        def critic_update(learning: _Learning, row: Any, world: World) -> tuple[_Learning, Metrics]:
+            drawn = sampled(world, learning.priorities, row[0])
+            batch = buffers.n_step(world.buffer.items, drawn.index, config.n_step, gamma)
             obs, next_obs = world.normalized(batch.obs), world.normalized(batch.next_obs)
-            return critic(learner, row[1], dataclasses.replace(batch, obs=obs, next_obs=next_obs))
+            weight = drawn.weight if self.prioritized else ()
+            batch = dataclasses.replace(batch, obs=obs, next_obs=next_obs, weight=weight)
+            learner, metrics, *errors = critic(learning.learner, row[1], batch)
+            if not self.prioritized:
+                return learning._replace(learner=learner), metrics
+            priorities = self.buffer.update(replay, learning.priorities, drawn.index, errors[0])
+            return _Learning(learner, priorities, drawn.index), metrics
 
-        def policy_update(learner: Learner, row: Any, world: World) -> tuple[Learner, Metrics]:
-            obs = jax.tree.map(lambda x: x[0], buffers.windows(world.buffer.items.obs, drawn(world, row[0]), 1))
-            return policy(learner, row[1], world.normalized(obs))
+        def policy_update(learning: _Learning, row: Any, world: World) -> tuple[_Learning, Metrics]:
+            # Priorities have changed since the critic's update: the same bits would draw another batch.
+            index = learning.index if self.prioritized else sampled(world, (), row[0]).index
+            obs = jax.tree.map(lambda x: x[0], buffers.windows(world.buffer.items.obs, index, 1))
+            learner, metrics = policy(learning.learner, row[1], world.normalized(obs))
+            return learning._replace(learner=learner), metrics
 
-        carry, metrics = alternate(self.plan, (learner, world), rows, collect, critic_update, policy_update)
-        return carry, rollout.summarize(metrics)
+        index = jnp.zeros(config.batch_size, jnp.int32) if self.prioritized else ()
+        learning = _Learning(learner, world.buffer.priorities, index)
+        world = world._replace(buffer=dataclasses.replace(world.buffer, priorities=()))
+        (learning, world), metrics = alternate(
+            self.plan, (learning, world), rows, collect, critic_update, policy_update
+        )
+        stored = dataclasses.replace(world.buffer, priorities=learning.priorities)
+        return (learning.learner, world._replace(buffer=stored)), rollout.summarize(metrics)
 
 
 def frame(owner: str, env: Env, config: Any) -> Frame:
@@ -230,13 +265,14 @@ def frame(owner: str, env: Env, config: Any) -> Frame:
       config: see `check_config`.
 
     Raises:
-      ValueError: what `check_config`, `order`, `rollout.Reset.validate` and `buffers.uniform` raise.
+      ValueError: what `check_config`, `order`, `rollout.Reset.validate` and the buffer raise.
     """
     check_config(owner, config)
     plan = order(owner, config.num_rounds, config.num_updates, config.policy_delay)
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(config.num_envs)
-    buffer = buffers.uniform(config.capacity, config.num_envs, config.batch_size, config.n_step)
+    make_buffer = buffers.prioritized if getattr(config, "prioritized", False) else buffers.uniform
+    buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, config.n_step)
     return Frame(env, config, plan, buffer, reset)
 
 

@@ -37,14 +37,14 @@ def test_order_of_events(num_rounds, num_updates, delay):
         # The learner's tape ends where the last collection left it: the events are merged below by their clock.
         cells, count = world
         cells = cells.at[row.astype(int)].set(jnp.stack([jnp.float32(COLLECT), learner[0].astype(jnp.float32)]))
-        return (cells, count + 1), {"rounds": row}
+        return learner, (cells, count + 1), {"rounds": row}
 
     def update(what):
         return lambda learner, row, world: (write(learner, jnp.float32(what), row), {f"seen/{what}": world[1]})
 
     cells = jnp.zeros((len(expected) - num_rounds, 2))
     carry = (jnp.int32(0), cells), (jnp.zeros((num_rounds, 2)), jnp.float32(0.0))
-    rows = alternating.Rows(
+    rows = alternating.Draws(
         collect=jnp.arange(num_rounds, dtype=jnp.float32),
         critic=jnp.arange(num_rounds * num_updates, dtype=jnp.float32).reshape(num_rounds, num_updates),
         policy=jnp.arange(plan.num_policy_updates, dtype=jnp.float32),

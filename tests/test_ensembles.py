@@ -16,6 +16,7 @@ DRAWS = np.random.default_rng(0)
 ATOMS = DRAWS.normal(size=(M, N, K)) * 2
 TARGET = DRAWS.normal(size=(N, 7)) * 2
 MEANS = Coefficients((), (), (), ())
+QUANTILES = Coefficients((), (), jnp.float32(KAPPA), ())
 HISTOGRAMS = Coefficients((), (), (), Support(jnp.float32(-3.0), jnp.float32(1.0)))
 BINS = np.linspace(-3.0, 1.0, K)
 
@@ -70,6 +71,90 @@ def test_bootstrap():
     reward, discount = DRAWS.normal(size=N), np.where(np.arange(N) == 2, 0.0, 0.9)
     batch = NStep(obs=(), action=(), reward=jnp.float32(reward), discount=jnp.float32(discount), next_obs=(), length=())  # type: ignore[arg-type]
     close(ensembles.bootstrap(batch, Atoms(jnp.float32(TARGET))).points, reward[:, None] + discount[:, None] * TARGET)
+
+
+WEIGHT = DRAWS.uniform(0.2, 1.0, size=N)
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.9])
+def test_expectile_loss_with_weights(tau):
+    """Omura et al. 2025: values below their target count τ, those above it 1 - τ; at ½ it is the squared loss."""
+    error = TARGET[:, :1] - ATOMS[:, :, :1]
+    expected = (WEIGHT[:, None] * np.where(error > 0, tau, 1 - tau) * error**2).mean((1, 2))
+    arguments = jnp.float32(ATOMS[:, :, :1]), Atoms(jnp.float32(TARGET[:, :1])), MEANS, jnp.float32(WEIGHT)
+    found = ensembles.loss(*arguments, jnp.float32(tau))
+    close(found, expected)
+    if tau == 0.5:
+        np.testing.assert_array_equal(found, ensembles.loss(*arguments))
+
+
+@pytest.mark.parametrize("params", [MEANS, QUANTILES, HISTOGRAMS], ids=["mean", "quantiles", "categorical"])
+def test_a_weighted_loss_is_the_weighted_mean_of_those_of_each_transition(params):
+    size, probs = (1, ()) if params is MEANS else (K, ())
+    if params is HISTOGRAMS:
+        probs = jnp.full((N, K), 1 / K)
+    target = Atoms(jnp.float32(TARGET[:, :size]), probs)
+    values = jnp.float32(ATOMS[:, :, :size])
+    one = lambda n: jax.tree.map(lambda x: x[n : n + 1], target)
+    alone = [ensembles.loss(values[:, n : n + 1], one(n), params) for n in range(N)]
+    close(ensembles.loss(values, target, params, jnp.float32(WEIGHT)), (np.stack(alone, 1) * WEIGHT).mean(1))
+
+
+def test_errors_are_those_of_the_means():
+    found = ensembles.errors(jnp.float32(ATOMS), Atoms(jnp.float32(TARGET)), QUANTILES)
+    close(found, np.abs(TARGET.mean(1) - ATOMS.mean(2)).mean(0))
+
+
+def features_of(draws=DRAWS):
+    """Of (s, a) and of its successor, which are much alike, a last layer, rewards and discounts."""
+    features = draws.normal(size=(M, N, 5))
+    following = features + 0.3 * draws.normal(size=features.shape)
+    return features, following, draws.normal(size=(M, 5, 1)), np.where(np.arange(N) == 2, 0.0, 0.9)
+
+
+def excess_of(features, frozen, following, kernel, reward, discount):
+    """He et al. 2024, as the authors' code computes it; of a transition that terminated 0."""
+    norm = lambda x: np.linalg.norm(x, axis=-1)
+    gamma = np.where(discount > 0, discount, 1.0)
+    inner = norm(features) ** 2 + gamma**2 * norm(following) ** 2 - reward**2 / norm(kernel[..., 0])[:, None] ** 2
+    bound = 0.5 / gamma * inner / (norm(features) * norm(frozen))
+    cosine = (features * frozen).sum(-1) / (norm(features) * norm(frozen))
+    return np.where(discount > 0, np.maximum(cosine - bound, 0.0), 0.0), cosine, bound
+
+
+def rewarded(reward, discount):
+    parts = dict.fromkeys(("obs", "action", "next_obs", "length"), ())
+    return NStep(**parts, reward=jnp.float32(reward), discount=jnp.float32(discount))  # type: ignore[arg-type]
+
+
+def test_excess_of_representations_and_its_gradient():
+    """Part of the pairs exceed the bound. The bound is a constant: the gradient is that of the cosine alone."""
+    features, following, kernel, discount = features_of()
+    frozen = following + 0.1 * DRAWS.normal(size=following.shape)
+    reward = 4.0 * DRAWS.normal(size=N)
+    expected, _, bound = excess_of(features, frozen, following, kernel, reward, discount)
+    assert 0.2 < (expected > 0).mean() < 0.8
+    batch, parts = rewarded(reward, discount), [jnp.float32(x) for x in (frozen, following, kernel)]
+    total = lambda x: ensembles.representation_excess(x, *parts, batch)
+    close(total(jnp.float32(features)), expected.mean(1))
+    direction = DRAWS.normal(size=features.shape)
+
+    def moved(step):
+        cosine = excess_of(features + step * direction, frozen, following, kernel, reward, discount)[1]
+        return np.where(expected > 0, cosine - bound, 0.0).mean(1).sum()
+
+    slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
+    _, found = jax.jvp(lambda x: total(x).sum(), (jnp.float32(features),), (jnp.float32(direction),))
+    np.testing.assert_allclose(found, slope, rtol=1e-3)
+
+
+def test_where_the_bellman_equation_holds_nothing_exceeds_the_bound():
+    """r = w (f - γ f') for every member: the bound is Cauchy and Schwarz's."""
+    features, following, kernel, discount = features_of(np.random.default_rng(1))
+    for m in range(M):
+        reward = ((features[m] - discount[:, None] * following[m]) @ kernel[m])[:, 0]
+        one = [jnp.float32(x[[m]]) for x in (features, following, following, kernel)]
+        assert ensembles.representation_excess(*one, rewarded(reward, discount)).item() < 1e-6
 
 
 def test_squared_loss():

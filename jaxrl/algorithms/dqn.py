@@ -248,13 +248,17 @@ def dqn(
     def value_of(hparams: PyTree, output: QOutput, obs: Observation) -> Float[Array, "... A"]:
         return values.legal_only(head.mean(hparams, output), obs)
 
+    def tempting(hparams: PyTree, output: QOutput, obs: Observation) -> Float[Array, "... A"]:
+        """What sampled acting maximizes."""
+        return values.legal_only((head.explore or head.mean)(hparams, output), obs)
+
     def collect(
         key: Key, noise: PyTree, params: PyTree, actor: rollout.ActorState, epsilon: Array, hparams: Hyperparams
     ) -> tuple[rollout.ActorState, Experience, Metrics]:
         def policy(draw: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
             numbers, key_network, link = draw
             output = evaluate(_link(params, link), obs, key_network, num_policy, memory, start)
-            action = values.epsilon_greedy(numbers, value_of(hparams.head, output, obs), epsilon)
+            action = values.epsilon_greedy(numbers, tempting(hparams.head, output, obs), epsilon)
             return action, action, output.memory, (memory, start) if net.recurrent else ()
 
         actor, batch, metrics = rollout.collect(key, env, hparams.env, actor, policy, noise, reset)
@@ -441,7 +445,7 @@ def dqn(
             link = config.num_links - 1
         with jax.default_matmul_precision(precision):
             output = networks.apply_one(net, _link(state.params, link), obs, key_network, num_policy, memory)
-            value = value_of(state.head, output, obs)
+            value = (value_of if key_action is None else tempting)(state.head, output, obs)
         if key_action is None:
             return jnp.argmax(value, axis=-1).astype(jnp.int32), output.memory
         return values.epsilon_greedy(jax.random.uniform(key_action, (2,)), value, state.epsilon), output.memory

@@ -13,17 +13,21 @@ from jaxrl.algorithms import (
     avg,
     bpg,
     ccn,
+    cqn,
+    disco,
     discrete_sac,
     dqn,
     harpg,
     lpg,
     mac,
     mpo,
+    mrq,
     ppo,
     pqn,
     props,
     reppo,
     sac,
+    sqirl,
     stream_ac,
     stream_q,
     td3,
@@ -128,7 +132,7 @@ ALGORITHMS: dict[str, Entry] = {
         utilities.Hyperparams,
     ),
     "ccn": Entry(
-        "columnar-constructive networks, streaming TD(lambda) prediction (Javed et al. 2023)",
+        "columnar-constructive networks, TD(lambda) prediction (Javed et al. 2023)",
         ccn.ccn,
         ccn.Config(),
         ccn.Hyperparams,
@@ -141,6 +145,9 @@ ALGORITHMS: dict[str, Entry] = {
     ),
     "lpg": Entry(
         "agent of a learned rule over sequences, LPG (Oh et al. 2020)", lpg.lpg, lpg.Config(), lpg.Hyperparams
+    ),
+    "disco": Entry(
+        "agent of a learned update rule, Disco103 (Oh et al. 2025)", disco.disco, disco.Config(), disco.Hyperparams
     ),
     "bpg": Entry("Bayesian policy gradient (Ghavamzadeh et al. 2016)", bpg.bpg, bpg.Config(), bpg.Hyperparams),
     "avg": Entry("action value gradient, streaming (Vasan et al. 2024)", avg.avg, avg.Config(), avg.Hyperparams),
@@ -175,7 +182,7 @@ ALGORITHMS: dict[str, Entry] = {
         estimator=estimators.monte_carlo("leave_one_out"),
     ),
     "n_pg_igt": _variant(
-        "normalized policy gradient with implicit gradient transport (Fatkhullin et al. 2023)",
+        "normalized gradient with implicit gradient transport (Fatkhullin et al. 2023)",
         "n_pg_igt",
         ppo.Config(num_envs=8, num_steps=256, **{**_ONE_UPDATE, "schedule": "constant"}),
         {"learning_rate": 0.3, "entropy_coef": 0.0},
@@ -238,6 +245,12 @@ ALGORITHMS: dict[str, Entry] = {
     "pqn": Entry(
         "Q(lambda) without replay or target network (Gallici et al. 2024)", pqn.pqn, pqn.Config(), pqn.Hyperparams
     ),
+    "sqirl": Entry(
+        "Q-iteration from random exploration, SQIRL (Laidlaw et al. 2024)",
+        sqirl.sqirl,
+        sqirl.Config(),
+        sqirl.Hyperparams,
+    ),
     "double_dqn": _variant(
         "double Q-learning (van Hasselt et al. 2015)", "double_dqn", dqn.Config(), base="dqn", backup=values.double()
     ),
@@ -276,7 +289,7 @@ ALGORITHMS: dict[str, Entry] = {
         head=values.implicit_quantile(),
     ),
     "rainbow": _variant(
-        "all of them: double, dueling, noisy, prioritized, 3 steps, C51 (Hessel et al. 2017)",
+        "double, dueling, noisy, prioritized, 3 steps and C51 (Hessel et al. 2017)",
         "rainbow",
         dqn.Config(prioritized=True, n_step=3, network=QNetworkConfig(dueling=True, noisy=True)),
         {"epsilon_start": 0.0, "epsilon_end": 0.0},
@@ -362,6 +375,12 @@ ALGORITHMS: dict[str, Entry] = {
     "mpo": Entry(
         "maximum a posteriori policy optimization (Abdolmaleki et al. 2018)", mpo.mpo, mpo.Config(), mpo.Hyperparams
     ),
+    "mrq": Entry(
+        "Q-learning on features of a learned model, MR.Q (Fujimoto et al. 2025)", mrq.mrq, mrq.Config(), mrq.Hyperparams
+    ),
+    "cqn": Entry(
+        "coarse-to-fine Q-network for continuous actions (Seo et al. 2024)", cqn.cqn, cqn.Config(), cqn.Hyperparams
+    ),
     "td3": Entry("twin delayed DDPG (Fujimoto et al. 2018)", td3.td3, td3.Config(), td3.Hyperparams),
     "ddpg": _variant(
         "deep deterministic policy gradient (Lillicrap et al. 2015)",
@@ -416,6 +435,33 @@ ALGORITHMS: dict[str, Entry] = {
         "d4pg",
         td3.Config(policy_delay=1, n_step=5, network=ControlConfig(num_critics=1, num_bins=51)),
         {"policy_noise": 0.0, "exploration_noise": 0.3},
+        base="td3",
+    ),
+    "mdpo_off_policy": _variant(
+        "mirror descent policy optimization, off-policy (Tomar et al. 2020)",
+        "mdpo_off_policy",
+        sac.Config(reference="previous", learn_temperature=False),
+        {"initial_temperature": 0.2},
+        base="sac",
+        aggregate=ensembles.minimum(climb="first"),
+    ),
+    "annealed_sac": _variant(
+        "SAC, from the optimality operator to the policy's own (Omura et al. 2025)",
+        "annealed_sac",
+        sac.Config(annealed=True),
+        base="sac",
+    ),
+    "annealed_td3": _variant(
+        "TD3, from the optimality operator to the policy's own (Omura et al. 2025)",
+        "annealed_td3",
+        td3.Config(annealed=True),
+        base="td3",
+    ),
+    "beer": _variant(
+        "DDPG with a bound on how alike consecutive features are (He et al. 2024)",
+        "beer",
+        td3.Config(policy_delay=1, regularizer="beer", network=ControlConfig(num_critics=1)),
+        {"policy_noise": 0.0},
         base="td3",
     ),
     "fast_td3": _variant(

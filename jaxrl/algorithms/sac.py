@@ -3,7 +3,7 @@
 One step of the algorithm is `num_rounds` times, with shapes:
 
     collect        T steps in B environments with sampled actions                [T, B]
-    store          in a ring, drawn from uniformly                               [L, B]
+    store          in a ring, drawn from uniformly or by priority                [L, B]
     critic         num_updates times
       draw         N transitions over n steps                                    [N]
       target       y = r + γ (aggregate of Q'_m(s', a') - α log π(a'|s'))        [N, J], a' from π
@@ -11,10 +11,15 @@ One step of the algorithm is `num_rounds` times, with shapes:
       target       averaged; without a target network Q'_m is Q_m itself, evaluated in the same forward pass
     policy         after every `policy_delay` updates of the critics
       loss         α log π(a|s) - aggregate of Q_m(s, a), a from π               [N]
+                   + c (log π(a|s) - log π_k(a|s)), if there is a reference      [N]
       α            up while the entropy is below its target, else down
+      reference    π_k is a copy of π, taken every `reference_period` updates
 
 The buffer begins with `num_warmup_steps` random steps of each environment, made by `init`; they count neither in
 `env_steps` nor in progress. All random numbers of a step but dropout's are drawn before the loops.
+
+With a reference the step is off-policy mirror descent policy optimization (Tomar et al. 2020, arXiv:2005.09814): c is
+1 / t_k, the weight of KL(π ‖ π_k).
 """
 
 import dataclasses
@@ -26,7 +31,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, PyTree
 
-from jaxrl import ensembles, replaying, rollout, spaces
+from jaxrl import ensembles, replaying, rollout, spaces, values
 from jaxrl.buffers import NStep
 from jaxrl.ensembles import Aggregate, Atoms
 from jaxrl.networks.actor_critic import to_env_action
@@ -57,6 +62,11 @@ class Config:
         `num_steps` that divides capacity / num_envs.
       n_step: rows of a target, n.
       target: whether successors are valued by an average of the critics' parameters, or by themselves.
+      reference: what the policy is kept close to: uniform, by its entropy alone, or previous, also by the divergence
+        from the policy that it was (MDPO).
+      learn_temperature: whether α is learned, or stays as it is at the beginning.
+      prioritized: whether replay is by priority.
+      annealed: whether the critics' loss is an expectile one, whose τ falls to ½ (arXiv:2506.05968).
       normalize_observations: whether networks see observations by their running statistics (SimBa, FastTD3); replay
         keeps them raw.
       schedule: how the learning rates fall with progress: constant, linear or cosine.
@@ -76,6 +86,10 @@ class Config:
     num_warmup_steps: int = 1024
     n_step: int = 1
     target: bool = True
+    reference: Literal["uniform", "previous"] = "uniform"
+    learn_temperature: bool = True
+    prioritized: bool = False
+    annealed: bool = False
     normalize_observations: bool = False
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     reset: rollout.ResetMode = "fresh"
@@ -91,6 +105,7 @@ class Hyperparams:
     Attributes:
       env: parameters of the environment.
       network: coefficients of the networks (`jaxrl.networks.control.Coefficients`).
+      replay: coefficients of priorities (`jaxrl.buffers.Coefficients`), or ().
       policy_learning_rate: of the policy's optimizer, at the beginning.
       critic_learning_rate: of the critics'.
       temperature_learning_rate: of that of log α.
@@ -98,12 +113,17 @@ class Hyperparams:
       tau: how far the target parameters move after each update of the critics.
       initial_temperature: α at the beginning.
       target_entropy: entropy that α aims at, in nats for each entry of the action, whose range is -1 to 1.
+      kl_coef: c, weight of the divergence from the reference.
+      reference_period: updates of the policy between two copies to the reference.
+      expectile: τ of the critics' loss at the beginning, if annealed.
+      expectile_fraction: share of `horizon` over which it falls to ½.
       max_grad_norm: gradients of a greater global norm are scaled down to it, each network's by itself.
       horizon: environment steps over which progress goes from 0 to 1.
     """
 
     env: PyTree
     network: PyTree
+    replay: PyTree
     policy_learning_rate: Float[Array, ""]
     critic_learning_rate: Float[Array, ""]
     temperature_learning_rate: Float[Array, ""]
@@ -111,11 +131,12 @@ class Hyperparams:
     tau: Float[Array, ""]
     initial_temperature: Float[Array, ""]
     target_entropy: Float[Array, ""]
+    kl_coef: Float[Array, ""]
+    reference_period: Float[Array, ""]
+    expectile: Float[Array, ""]
+    expectile_fraction: Float[Array, ""]
     max_grad_norm: Float[Array, ""]
     horizon: Float[Array, ""]
-
-
-_PARTS = ("policy", "critic", "temperature")
 
 
 @memoize
@@ -137,12 +158,12 @@ def sac(
 
     Returns:
       The algorithm; its hyperparameters are a `Hyperparams`, its state a `jaxrl.replaying.State`, whose parameter
-      `temperature` is log α.
+      `temperature` is log α, if it is learned, and whose `target_params` hold critic, reference and its age.
 
     Raises:
       ValueError: actions are no bounded `Box`, a count is not positive, a choice is unknown, the capacity, the warm-up
-        or the delay does not fit, batch normalization is to go with a target network, or the ensemble does not fit
-        the aggregate.
+        or the delay does not fit, batch normalization is to go with a target network or a reference, the ensemble
+        does not fit the aggregate, or an expectile loss is to be that of distributions.
 
     Example:
       >>> import jaxrl
@@ -160,11 +181,19 @@ def sac(
             "sac: batch normalization needs the joint forward pass on both ends of a transition, hence no target "
             "network; got norm = 'batch' with target = True: set Config(target=False)."
         )
+    if critic_net.config.norm == "batch" and config.reference == "previous":
+        raise ValueError(
+            "sac: a reference would need the moments of batch normalization that it had; got norm = 'batch' with "
+            "reference = 'previous': use another norm, or reference = 'uniform'."
+        )
+    if config.annealed:
+        ensembles.check_means("sac", "annealed", critic_net.config)
     aggregate.check(critic_net.num_members, critic_net.config.num_quantiles)
+    parts = ("policy", "critic", "temperature") if config.learn_temperature else ("policy", "critic")
     size, precision, plan = spaces.size(env.action_space), config.matmul_precision, frame.plan
 
     def hyperparams(**changes: Any) -> Hyperparams:
-        nested = {"network": coefficients(critic_net.config)}
+        nested = {"network": coefficients(critic_net.config), "replay": frame.buffer.hyperparams()}
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
 
     def policy_at(learner: Learner, obs: Observation) -> TanhGaussian:
@@ -173,36 +202,42 @@ def sac(
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_policy, key_critic, key_world = jax.random.split(key, 4)
-        world = frame.start(key_world, hparams.env)
+        world = frame.start(key_world, hparams.env, replay=hparams.replay)
         one = jax.tree.map(lambda x: x[0], world.normalized(world.actor.obs))
         policy = dict(initialize(policy_net, key_policy, one))
         critic = dict(initialize(critic_net, key_critic, one, jnp.zeros(size)))
-        params = {
-            "policy": policy.pop("params"),
-            "critic": critic.pop("params"),
-            "temperature": jnp.log(hparams.initial_temperature),
-        }
-        transforms = replaying.optimizers(optimizer, hparams, _PARTS, 1.0)
+        params = {"policy": policy.pop("params"), "critic": critic.pop("params")}
+        if config.learn_temperature:
+            params["temperature"] = jnp.log(hparams.initial_temperature)
+        transforms = replaying.optimizers(optimizer, hparams, parts, 1.0)
+        copies = jax.tree.map(jnp.copy, {"critic": params["critic"]} if config.target else {})
+        if config.reference == "previous":
+            copies |= {"policy": jax.tree.map(jnp.copy, params["policy"]), "age": jnp.int32(0)}
         learner = Learner(
             params=params,
-            opt_state={name: transforms[name].init(params[name]) for name in _PARTS},
-            target_params=jax.tree.map(jnp.copy, params["critic"]) if config.target else (),
+            opt_state={name: transforms[name].init(params[name]) for name in parts},
+            target_params=copies,
             statistics={"policy": policy, "critic": critic},
         )
         return State(key, learner, *world, (), jnp.int32(0))
 
+    def temperature_of(learner: Learner, hparams: Hyperparams) -> Float[Array, ""]:
+        return jnp.exp(learner.params["temperature"]) if config.learn_temperature else hparams.initial_temperature
+
     def critic_update(
-        learner: Learner, row: Any, batch: NStep, hparams: Hyperparams, factor: Array
-    ) -> tuple[Learner, Metrics]:
+        learner: Learner, row: Any, batch: NStep, hparams: Hyperparams, factor: Array, progress: Array
+    ) -> tuple[Learner, Metrics, Array]:
         noise, chosen, key = row
         key_now, key_next = (None, None) if key is None else jax.random.split(key)
-        temperature = jnp.exp(learner.params["temperature"])
+        temperature, expectile = temperature_of(learner, hparams), None
+        if config.annealed:
+            expectile = ensembles.annealed_expectile(hparams.expectile, hparams.expectile_fraction, progress)
         next_action, next_log_prob = policy_at(learner, batch.next_obs).sample_and_log_prob_from(noise)
 
-        def values(params: PyTree) -> tuple[Array, Array, PyTree]:
+        def evaluated(params: PyTree) -> tuple[Array, Array, PyTree]:
             """Q of the batch, Q of its successors by the members chosen, and the running moments."""
             if config.target:
-                net, frozen = critic_net, learner.target_params
+                net, frozen = critic_net, learner.target_params["critic"]
                 if aggregate.num_chosen:
                     net, frozen = net.clone(num_members=aggregate.num_chosen), ensembles.pick(frozen, chosen)
                 following, _ = evaluate(net, frozen, {}, batch.next_obs, next_action, hparams.network, key_next)
@@ -217,53 +252,71 @@ def sac(
             return now, following[chosen] if aggregate.num_chosen else following, moments
 
         def loss(params: PyTree) -> tuple[Array, Any]:
-            now, following, moments = values(params)
+            now, following, moments = evaluated(params)
             returns = aggregate.target(ensembles.returns_of(following, hparams.network))
             target = ensembles.bootstrap(batch, soft_returns(returns, next_log_prob, temperature))
             target = jax.lax.stop_gradient(target)
-            losses = ensembles.loss(now, target, hparams.network)
-            return jnp.sum(losses), (moments, jnp.mean(ensembles.means(now, hparams.network)), target.mean())
+            losses = ensembles.loss(now, target, hparams.network, batch.weight, expectile)
+            errors = ensembles.errors(now, target, hparams.network)
+            value = jnp.mean(ensembles.means(now, hparams.network))
+            return jnp.sum(losses), (moments, value, target.mean(), errors)
 
-        (total, (moments, value, target)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params["critic"])
-        transforms = replaying.optimizers(optimizer, hparams, _PARTS, factor)
+        (total, (moments, value, target, errors)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            learner.params["critic"]
+        )
+        transforms = replaying.optimizers(optimizer, hparams, parts, factor)
         learner = replaying.descend(learner, "critic", gradient, transforms)
-        frozen = learner.target_params
+        copies = dict(learner.target_params)
         if config.target:
-            frozen = replaying.follow(frozen, learner.params["critic"], hparams.tau)
+            copies["critic"] = replaying.follow(copies["critic"], learner.params["critic"], hparams.tau)
         moved = {**learner.statistics, "critic": moments}
-        return dataclasses.replace(learner, target_params=frozen, statistics=moved), {
+        info = {
             "loss/critic": total / critic_net.num_members,
             "value/mean": value,
             "value/target": target,
             "gradient/critic_norm": optax.tree.norm(gradient),
         }
+        return dataclasses.replace(learner, target_params=copies, statistics=moved), info, errors
 
     def policy_update(
         learner: Learner, row: Any, obs: Observation, hparams: Hyperparams, factor: Array
     ) -> tuple[Learner, Metrics]:
         noise, key = row
-        temperature = jnp.exp(learner.params["temperature"])
+        temperature, copies = temperature_of(learner, hparams), dict(learner.target_params)
         climbed = slice(aggregate.num_climbed)
         net = critic_net.clone(num_members=aggregate.num_climbed or critic_net.num_members)
         critic, moments = (ensembles.pick(x["critic"], climbed) for x in (learner.params, learner.statistics))
 
         def loss(params: PyTree) -> tuple[Array, Any]:
             output, after = evaluate(policy_net, params, learner.statistics["policy"], obs, hparams.network, True)
-            action, log_prob = as_policy(output).sample_and_log_prob_from(noise)
-            values, _ = evaluate(net, critic, moments, obs, action, hparams.network, key)
-            value = aggregate.climb(ensembles.means(values, hparams.network))
-            return jnp.mean(temperature * log_prob - value), (-jnp.mean(log_prob), after)
+            policy = as_policy(output)
+            action, log_prob = policy.sample_and_log_prob_from(noise)
+            outputs, _ = evaluate(net, critic, moments, obs, action, hparams.network, key)
+            value = aggregate.climb(ensembles.means(outputs, hparams.network))
+            cost, info = temperature * log_prob - value, {}
+            if config.reference == "previous":
+                held, _ = evaluate(policy_net, copies["policy"], {}, obs)
+                ratio = log_ratio(policy, as_policy(held), noise)
+                cost, info = cost + hparams.kl_coef * ratio, {"policy/kl": jnp.mean(ratio)}
+            return jnp.mean(cost), (-jnp.mean(log_prob), after, info)
 
-        (total, (entropy, after)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params["policy"])
-        transforms = replaying.optimizers(optimizer, hparams, _PARTS, factor)
+        (total, (entropy, after, info)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params["policy"])
+        transforms = replaying.optimizers(optimizer, hparams, parts, factor)
         learner = replaying.descend(learner, "policy", gradient, transforms)
-        slope = jax.grad(temperature_loss)(learner.params["temperature"], entropy, size * hparams.target_entropy)
-        learner = replaying.descend(learner, "temperature", slope, transforms)
-        return dataclasses.replace(learner, statistics={**learner.statistics, "policy": after}), {
+        if config.learn_temperature:
+            slope = jax.grad(temperature_loss)(learner.params["temperature"], entropy, size * hparams.target_entropy)
+            learner = replaying.descend(learner, "temperature", slope, transforms)
+        if config.reference == "previous":
+            copies["policy"], copies["age"] = values.synchronize(
+                copies["policy"], learner.params["policy"], copies["age"], hparams.reference_period, jnp.float32(1.0)
+            )
+        moved = {**learner.statistics, "policy": after}
+        return dataclasses.replace(learner, target_params=copies, statistics=moved), {
             "loss/policy": total,
             "policy/entropy": entropy,
             "policy/temperature": temperature,
             "gradient/policy_norm": optax.tree.norm(gradient),
+            **info,
         }
 
     def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
@@ -275,6 +328,7 @@ def sac(
             state.key, 8
         )
         factor = frame.factor(state.num_steps, hparams.horizon)
+        progress = frame.progress(state.num_steps, hparams.horizon)
         shape, num = plan.updates_shape, plan.num_policy_updates
         drops = replaying.dropout_keys(key_drop, critic_net.stochastic, plan)
         draws = replaying.Draws(
@@ -294,8 +348,10 @@ def sac(
             hparams.gamma,
             draws,
             lambda learner, noise, obs, memory, start: (policy_at(learner, obs).sample_from(noise), memory),
-            lambda learner, row, batch: critic_update(learner, row, batch, hparams, factor),
+            lambda learner, row, batch: critic_update(learner, row, batch, hparams, factor, progress),
             lambda learner, row, obs: policy_update(learner, row, obs, hparams, factor),
+            hparams.replay,
+            progress,
         )
         return State(key, learner, *world, (), state.num_steps + 1), metrics
 
@@ -323,6 +379,19 @@ def soft_returns(returns: Atoms, log_prob: Float[Array, " N"], temperature: Floa
     return returns._replace(points=returns.points - shift)
 
 
+def log_ratio(policy: TanhGaussian, reference: TanhGaussian, noise: Float[Array, "N A"]) -> Float[Array, " N"]:
+    """log π(a|s) - log π_k(a|s) of the action that the noise gives, whose mean is KL(π ‖ π_k).
+
+    It is that of the Gaussians before squashing, whose slopes cancel (arXiv:2005.09814, section 5).
+
+    >>> zero = jnp.zeros((1, 1))
+    >>> log_ratio(TanhGaussian(zero + 1.0, zero), TanhGaussian(zero, zero), zero).tolist()
+    [0.5]
+    """
+    raw = policy.base().sample_from(noise)
+    return policy.base().log_prob(raw) - reference.base().log_prob(raw)
+
+
 def temperature_loss(
     log_temperature: Float[Array, ""], entropy: Float[Array, ""], target: Float[Array, ""]
 ) -> Float[Array, ""]:
@@ -337,11 +406,15 @@ def temperature_loss(
 _LEAVES = {
     "policy_learning_rate": Leaf(3e-4, 0.0),
     "critic_learning_rate": Leaf(3e-4, 0.0),
-    "temperature_learning_rate": Leaf(3e-4, 0.0),
+    "temperature_learning_rate": Leaf(3e-4, 0.0, needs=("learn_temperature", True)),
     "gamma": Leaf(0.99, 0.0, 1.0),
     "tau": Leaf(0.005, 0.0, 1.0, needs=("target", True)),
     "initial_temperature": Leaf(1.0, 1e-12),
-    "target_entropy": Leaf(-1.0),
+    "target_entropy": Leaf(-1.0, needs=("learn_temperature", True)),
+    "kl_coef": Leaf(0.8, 0.0, needs=("reference", "previous")),
+    "reference_period": Leaf(1000.0, 1.0, needs=("reference", "previous")),
+    "expectile": Leaf(0.9, 0.5, 1.0, needs=("annealed", True)),
+    "expectile_fraction": Leaf(1.0, 1e-9, 1.0, needs=("annealed", True)),
     "max_grad_norm": Leaf(1e9, 1e-12),
     "horizon": Leaf(500_000.0, 1.0),
 }

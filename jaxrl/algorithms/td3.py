@@ -3,11 +3,12 @@
 One step of the algorithm is `num_rounds` times, with shapes:
 
     collect        T steps in B environments: π(s) + noise, clipped              [T, B]
-    store          in a ring, drawn from uniformly                               [L, B]
+    store          in a ring, drawn from uniformly or by priority                [L, B]
     critic         num_updates times
       draw         N transitions over n steps                                    [N]
       target       y = r + γ aggregate of Q'_m(s', π'(s') + clipped noise)       [N, J]
       loss         of each of M critics; one optimizer step                      [M, N, K]
+                   + β relu(cos(f, f') - bound) of their features (BEER)         [M, N]
     policy         after every `policy_delay` updates of the critics
       loss         -Q_1(s, π(s))                                                 [N]
       targets      policy and critics, averaged
@@ -30,7 +31,14 @@ from jaxrl import ensembles, replaying, rollout, spaces
 from jaxrl.buffers import NStep
 from jaxrl.ensembles import Aggregate
 from jaxrl.networks.actor_critic import to_env_action
-from jaxrl.networks.control import ControlConfig, ControlNetworks, coefficients, evaluate, networks_for
+from jaxrl.networks.control import (
+    ControlConfig,
+    ControlNetworks,
+    coefficients,
+    evaluate,
+    evaluate_with_features,
+    networks_for,
+)
 from jaxrl.networks.initializers import initialize
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import Optimizer, adam
@@ -55,6 +63,10 @@ class Config:
       n_step: rows of a target, n.
       target_policy: whether the target's actions are those of an average of the policies (TD3), or of the present one
         (FastTD3).
+      prioritized: whether replay is by priority.
+      annealed: whether the critics' loss is an expectile one, whose τ falls to ½ (arXiv:2506.05968).
+      regularizer: what is added to the critics' loss: none, or beer, what consecutive features are too much alike
+        (`jaxrl.ensembles.representation_excess`).
       exploration: deviation of the noise: constant, or per_episode, drawn anew by each environment (FastTD3).
       normalize_observations: whether networks see observations by their running statistics (SimBa, FastTD3); replay
         keeps them raw.
@@ -75,6 +87,9 @@ class Config:
     num_warmup_steps: int = 1024
     n_step: int = 1
     target_policy: bool = True
+    prioritized: bool = False
+    annealed: bool = False
+    regularizer: Literal["none", "beer"] = "none"
     exploration: Literal["constant", "per_episode"] = "constant"
     normalize_observations: bool = False
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -91,6 +106,7 @@ class Hyperparams:
     Attributes:
       env: parameters of the environment.
       network: coefficients of the networks (`jaxrl.networks.control.Coefficients`).
+      replay: coefficients of priorities (`jaxrl.buffers.Coefficients`), or ().
       policy_learning_rate: of the policy's optimizer, at the beginning.
       critic_learning_rate: of the critics'.
       gamma: discount factor.
@@ -100,12 +116,16 @@ class Hyperparams:
       least_exploration_noise: the least of these.
       policy_noise: deviation of the noise on the target policy's actions.
       noise_clip: bound of that noise.
+      expectile: τ of the critics' loss at the beginning, if annealed.
+      expectile_fraction: share of `horizon` over which it falls to ½.
+      regularizer_coef: β, weight of the regularizer.
       max_grad_norm: gradients of a greater global norm are scaled down to it, each network's by itself.
       horizon: environment steps over which progress goes from 0 to 1.
     """
 
     env: PyTree
     network: PyTree
+    replay: PyTree
     policy_learning_rate: Float[Array, ""]
     critic_learning_rate: Float[Array, ""]
     gamma: Float[Array, ""]
@@ -114,6 +134,9 @@ class Hyperparams:
     least_exploration_noise: Float[Array, ""]
     policy_noise: Float[Array, ""]
     noise_clip: Float[Array, ""]
+    expectile: Float[Array, ""]
+    expectile_fraction: Float[Array, ""]
+    regularizer_coef: Float[Array, ""]
     max_grad_norm: Float[Array, ""]
     horizon: Float[Array, ""]
 
@@ -143,7 +166,8 @@ def td3(
 
     Raises:
       ValueError: actions are no bounded `Box`, a count is not positive, a choice is unknown, the capacity, the warm-up
-        or the delay does not fit, there is batch normalization, or the ensemble does not fit the aggregate.
+        or the delay does not fit, there is batch normalization, the ensemble does not fit the aggregate, or an
+        expectile loss or a regularizer is to go with distributions or a regularizer with random members.
 
     Example:
       >>> import jaxrl
@@ -159,11 +183,19 @@ def td3(
     if critic_net.config.norm == "batch":
         raise ValueError("td3: batch normalization cannot go with target networks; got norm = 'batch': use crossq.")
     aggregate.check(critic_net.num_members, critic_net.config.num_quantiles)
+    for name, asked in (("annealed", config.annealed), ("a regularizer", config.regularizer != "none")):
+        if asked:
+            ensembles.check_means("td3", name, critic_net.config)
+    if config.regularizer != "none" and aggregate.num_chosen:
+        raise ValueError(
+            f"td3: a regularizer compares the features of every member with its target's; got regularizer = "
+            f"{config.regularizer!r} with aggregate = {aggregate.name}, which looks at some: use another aggregate."
+        )
     size, precision, plan = spaces.size(env.action_space), config.matmul_precision, frame.plan
     per_episode = config.exploration == "per_episode"
 
     def hyperparams(**changes: Any) -> Hyperparams:
-        nested = {"network": coefficients(critic_net.config)}
+        nested = {"network": coefficients(critic_net.config), "replay": frame.buffer.hyperparams()}
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
 
     def policy_at(params: PyTree, obs: Observation) -> Float[Array, "... A"]:
@@ -173,7 +205,7 @@ def td3(
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_policy, key_critic, key_world, key_scale = jax.random.split(key, 5)
         shares = jax.random.uniform(key_scale, (config.num_envs,)) if per_episode else ()
-        world = frame.start(key_world, hparams.env, shares)
+        world = frame.start(key_world, hparams.env, shares, hparams.replay)
         one = jax.tree.map(lambda x: x[0], world.normalized(world.actor.obs))
         params = {
             "policy": initialize(policy_net, key_policy, one)["params"],
@@ -198,8 +230,8 @@ def td3(
         return explored(action, noise, scale), memory
 
     def critic_update(
-        learner: Learner, row: Any, batch: NStep, hparams: Hyperparams, factor: Array
-    ) -> tuple[Learner, Metrics]:
+        learner: Learner, row: Any, batch: NStep, hparams: Hyperparams, factor: Array, progress: Array
+    ) -> tuple[Learner, Metrics, Array]:
         noise, chosen, key = row
         key_now, key_next = (None, None) if key is None else jax.random.split(key)
         source = learner.target_params if config.target_policy else learner.params
@@ -209,23 +241,40 @@ def td3(
         net, frozen = critic_net, learner.target_params["critic"]
         if aggregate.num_chosen:
             net, frozen = net.clone(num_members=aggregate.num_chosen), ensembles.pick(frozen, chosen)
-        following, _ = evaluate(net, frozen, {}, batch.next_obs, next_action, hparams.network, key_next)
+        following, frozen_features = evaluate_with_features(
+            net, frozen, batch.next_obs, next_action, hparams.network, key_next
+        )
         returns = aggregate.target(ensembles.returns_of(following, hparams.network))
-        target = ensembles.bootstrap(batch, returns)
+        target, expectile, ahead = ensembles.bootstrap(batch, returns), None, None
+        if config.annealed:
+            expectile = ensembles.annealed_expectile(hparams.expectile, hparams.expectile_fraction, progress)
+        if config.regularizer == "beer":
+            present = policy_at(learner.params["policy"], batch.next_obs)
+            _, ahead = evaluate_with_features(
+                critic_net, learner.params["critic"], batch.next_obs, present, hparams.network
+            )
 
-        def loss(params: PyTree) -> tuple[Array, Array]:
-            now, _ = evaluate(critic_net, params, {}, batch.obs, batch.action, hparams.network, key_now)
-            losses = ensembles.loss(now, target, hparams.network)
-            return jnp.sum(losses), jnp.mean(ensembles.means(now, hparams.network))
+        def loss(params: PyTree) -> tuple[Array, Any]:
+            now, features = evaluate_with_features(
+                critic_net, params, batch.obs, batch.action, hparams.network, key_now
+            )
+            losses, info = ensembles.loss(now, target, hparams.network, batch.weight, expectile), {}
+            if ahead is not None:
+                kernel = params["value"]["kernel"]
+                excess = ensembles.representation_excess(features, frozen_features, ahead, kernel, batch)
+                losses = losses + hparams.regularizer_coef * excess
+                info = {"loss/regularizer": jnp.mean(excess)}
+            info["value/mean"] = jnp.mean(ensembles.means(now, hparams.network))
+            return jnp.sum(losses), (info, ensembles.errors(now, target, hparams.network))
 
-        (total, value), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params["critic"])
+        (total, (info, errors)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params["critic"])
         transforms = replaying.optimizers(optimizer, hparams, _PARTS, factor)
-        return replaying.descend(learner, "critic", gradient, transforms), {
+        info |= {
             "loss/critic": total / critic_net.num_members,
-            "value/mean": value,
             "value/target": target.mean(),
             "gradient/critic_norm": optax.tree.norm(gradient),
         }
+        return replaying.descend(learner, "critic", gradient, transforms), info, errors
 
     def policy_update(
         learner: Learner, key: Any, obs: Observation, hparams: Hyperparams, factor: Array
@@ -256,6 +305,7 @@ def td3(
             state.key, 8
         )
         factor = frame.factor(state.num_steps, hparams.horizon)
+        progress = frame.progress(state.num_steps, hparams.horizon)
         drops = replaying.dropout_keys(key_drop, critic_net.stochastic, plan)
         draws = replaying.Draws(
             collect=(
@@ -277,8 +327,10 @@ def td3(
             hparams.gamma,
             draws,
             functools.partial(behave, hparams),
-            lambda learner, row, batch: critic_update(learner, row, batch, hparams, factor),
+            lambda learner, row, batch: critic_update(learner, row, batch, hparams, factor, progress),
             lambda learner, row, obs: policy_update(learner, row, obs, hparams, factor),
+            hparams.replay,
+            progress,
         )
         return State(key, learner, *world, jnp.copy(hparams.exploration_noise), state.num_steps + 1), metrics
 
@@ -321,6 +373,9 @@ _LEAVES = {
     "least_exploration_noise": Leaf(0.001, 0.0, needs=("exploration", "per_episode")),
     "policy_noise": Leaf(0.2, 0.0),
     "noise_clip": Leaf(0.5, 0.0),
+    "expectile": Leaf(0.9, 0.5, 1.0, needs=("annealed", True)),
+    "expectile_fraction": Leaf(1.0, 1e-9, 1.0, needs=("annealed", True)),
+    "regularizer_coef": Leaf(5e-4, 0.0, needs=("regularizer", "beer")),
     "max_grad_norm": Leaf(1e9, 1e-12),
     "horizon": Leaf(500_000.0, 1.0),
 }

@@ -452,6 +452,25 @@ def networks_for(
     return network
 
 
+def evaluate_with_features(
+    critic: EnsembleCritic, params: PyTree, *inputs: Any
+) -> tuple[Float[Array, "M ... K"], Float[Array, "M N H"]]:
+    """Applies a critic without batch normalization; also what its last layer makes the values of.
+
+    Args:
+      critic: the module.
+      params: its parameters.
+      *inputs: what it takes.
+
+    Returns:
+      Values, and the features of each member.
+    """
+    captured = {"capture_intermediates": lambda module, _: isinstance(module, Tower), "mutable": ["intermediates"]}
+    output, after = critic.apply({"params": params}, *inputs, **captured)
+    features = after["intermediates"]["tower"]["__call__"][0]
+    return output, features  # type: ignore[return-value]
+
+
 def evaluate(module: nn.Module, params: PyTree, statistics: PyTree, *inputs: Any) -> tuple[Any, PyTree]:
     """Applies a module to parameters and running moments.
 

@@ -44,6 +44,9 @@ class QNetworkConfig:
       noisy: whether the dense layers but the first ones that are shared have learned noise; it replaces random actions.
       memory: none, gru, lstm or s5: a recurrent core between the shared layers and the streams.
       memory_size: width of the core.
+      num_members: networks of an ensemble, each of which makes an equal part of the K outputs.
+      prior: factor of the outputs of a network that stays as it was drawn, added to those of each member (Osband et
+        al. 2018, arXiv:1806.03335); 0: there is none.
     """
 
     hidden: tuple[int, ...] = (120, 84)
@@ -54,6 +57,8 @@ class QNetworkConfig:
     noisy: bool = False
     memory: Literal["none", "gru", "lstm", "s5"] = "none"
     memory_size: int = 128
+    num_members: int = 1
+    prior: float = 0.0
 
 
 @struct.dataclass
@@ -64,11 +69,13 @@ class QOutput:
       values: of every action, [..., A, K].
       fractions: the τ that the K values belong to, [..., K], if implicit; otherwise ().
       memory: after the last observation, leaves [B, ...], if recurrent; otherwise ().
+      stock: what the observations say was earned so far (`jaxrl.wrappers.observe_stock`), [...]; () if they do not.
     """
 
     values: Float[Array, "... A K"]
     fractions: Any = ()
     memory: Memory = ()
+    stock: Any = ()
 
 
 class NoisyDense(nn.Module):
@@ -160,6 +167,9 @@ class QNetwork(nn.Module):
           The outputs.
         """
         config, num_actions = self.config, self.action_space.n
+        stock = obs.get("stock", ()) if isinstance(obs, dict) else ()
+        if config.num_members > 1:
+            return QOutput(self._ensemble(obs), stock=stock)
         keys = list(jax.random.split(key, 5)) if key is not None and self.stochastic else [None] * 5
         x = Encoder(self.observation_space, config.convolve, config.activation, name="encoder")(obs)
         x = MLP(config.hidden[:-1], config.activation, config.layer_norm, name="torso")(x)
@@ -183,7 +193,27 @@ class QNetwork(nn.Module):
             values = value + values - jnp.mean(values, axis=-2, keepdims=True)
         if self.implicit:
             values = jnp.swapaxes(values[..., 0], -1, -2)
-        return QOutput(values, fractions, memory)
+        if config.prior:
+            fixed = self._like(num_outputs, "prior", prior=0.0)(obs)
+            values = values + config.prior * jax.lax.stop_gradient(fixed.values)
+        return QOutput(values, fractions, memory, stock)
+
+    def _like(self, num_outputs: int, name: str, **changes: Any) -> Any:
+        config = dataclasses.replace(self.config, **changes)
+        return QNetwork(self.observation_space, self.action_space, num_outputs, False, config, name=name)
+
+    def _ensemble(self, obs: Observation) -> Float[Array, "... A K"]:
+        """The outputs of all members beside one another."""
+        num_members = self.config.num_members
+        member = nn.vmap(
+            lambda module, obs: module(obs).values,
+            in_axes=None,  # type: ignore[arg-type]
+            axis_size=num_members,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
+        each = member(self._like(self.num_outputs // num_members, "members", num_members=1), obs)
+        return jnp.concatenate([each[i] for i in range(num_members)], axis=-1)
 
     def _stream(self, name: str, num_outputs: int, x: Array, key: Key | None, key_output: Key | None) -> Array:
         config = self.config
@@ -227,7 +257,9 @@ def q_network(
       The module; equal arguments give the same one.
 
     Raises:
-      ValueError: the actions are not discrete, a width or `num_outputs` is not positive, or there is no layer.
+      ValueError: the actions are not discrete, a width or `num_outputs` is not positive, there is no layer, the
+        members do not share the outputs evenly, or members or a prior are asked for with noise, a memory or implicit
+        quantiles.
 
     Example:
       >>> net = q_network(spaces.box(-1.0, 1.0, (3,)), spaces.Discrete(2), 5)
@@ -238,10 +270,18 @@ def q_network(
     if not isinstance(action_space, spaces.Discrete):
         raise ValueError(f"q_network: actions must be Discrete, one value each; got {action_space}.")
     validation.count("q_network", "num_outputs", num_outputs)
-    validation.counts("q_network", config, ("memory_size",))
+    validation.counts("q_network", config, ("memory_size", "num_members"))
     validation.choices("q_network", config)
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"q_network: hidden must be positive widths, at least one; got hidden = {config.hidden}.")
+    plain = not implicit and not config.noisy and config.memory == "none"
+    if num_outputs % config.num_members or ((config.num_members > 1 or config.prior) and not plain):
+        raise ValueError(
+            "q_network: num_members must divide the outputs of an action, and members and a prior are for networks "
+            "without noise, memory and implicit quantiles; got "
+            f"num_members = {config.num_members}, prior = {config.prior}, num_outputs = {num_outputs}, "
+            f"noisy = {config.noisy}, memory = {config.memory!r}, implicit = {implicit}."
+        )
     return QNetwork(observation_space, action_space, num_outputs, implicit, config)
 
 
@@ -290,8 +330,8 @@ def apply_step(
     row = jax.tree.map(lambda x: x[None], obs)
     start = jnp.zeros(jax.tree.leaves(obs)[0].shape[0], bool) if start is None else start
     output: Any = net.apply(params, row, key, num_fractions, memory, start[None])
-    fractions = jax.tree.map(lambda x: x[0], output.fractions)
-    return QOutput(output.values[0], fractions, output.memory)
+    fractions, stock = jax.tree.map(lambda x: x[0], (output.fractions, output.stock))
+    return QOutput(output.values[0], fractions, output.memory, stock)
 
 
 def apply_one(

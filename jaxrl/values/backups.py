@@ -153,7 +153,8 @@ def annealed(start: Backup, end: Backup, fraction: float = 1.0) -> Backup:
     action's part with the mean of the two shifts.
 
     Source: arXiv:2506.05968: the operators and the linear annealing. For continuous actions the authors come close to
-    the maximum by an expectile loss instead, which is not here. Their text was not at hand in full, nor their code.
+    the maximum by an expectile loss instead (`annealed` of SAC and TD3). Their text was not at hand in full, nor their
+    code.
 
     Args:
       start: the backup at the beginning.

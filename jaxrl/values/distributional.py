@@ -76,9 +76,13 @@ def categorical(
         entropy = -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
         return cross_entropy, jnp.maximum(cross_entropy - entropy, 0.0)
 
-    return ValueHead(
-        lambda: Support(jnp.float32(low), jnp.float32(high)), mean, loss, num_bins, f"categorical {projection}"
-    )
+    def atoms(params: Support, output: QOutput) -> tuple[Array, Array]:
+        return jnp.broadcast_to(centers(params), output.values.shape), jax.nn.softmax(output.values)
+
+    init = lambda: Support(jnp.float32(low), jnp.float32(high))
+    # The other projections know of a target's mean only.
+    learned = atoms if projection == "c51" else None
+    return ValueHead(init, mean, loss, num_bins, f"categorical {projection}", atoms=learned)
 
 
 @memoize
@@ -103,7 +107,7 @@ def quantile(num_quantiles: int = 200, kappa: float = 1.0) -> ValueHead:
         midpoints = (jnp.arange(num_quantiles, dtype=jnp.float32) + 0.5) / num_quantiles
         return _quantile_loss(params, output.values, jnp.broadcast_to(midpoints, output.values.shape), target)
 
-    return ValueHead(lambda: Huber(jnp.float32(kappa)), mean, loss, num_quantiles, "quantile")
+    return ValueHead(lambda: Huber(jnp.float32(kappa)), mean, loss, num_quantiles, "quantile", atoms=_equal_atoms)
 
 
 @memoize
@@ -131,7 +135,13 @@ def implicit_quantile(num_online: int = 8, num_target: int = 8, num_policy: int 
         return _quantile_loss(params, output.values, output.fractions, target)
 
     init = lambda: Huber(jnp.float32(kappa))
-    return ValueHead(init, mean, loss, 1, "implicit quantile", (num_online, num_target, num_policy))
+    fractions_of = (num_online, num_target, num_policy)
+    return ValueHead(init, mean, loss, 1, "implicit quantile", fractions_of, atoms=_equal_atoms)
+
+
+def _equal_atoms(params: Huber, output: QOutput) -> tuple[Array, Array]:
+    """The quantiles as points that weigh the same."""
+    return output.values, jnp.full_like(output.values, 1.0 / output.values.shape[-1])
 
 
 def quantile_huber(

@@ -53,6 +53,9 @@ class ValueHead(NamedTuple):
       fractions: for a network with implicit quantiles: how many are learned at once, bootstrapped from, and used to
         choose an action; otherwise ().
       whole: whether `loss` gets the output of all actions, [N, A, K], and the last fields of `Target`.
+      atoms: `(params, output [..., A, K]) -> (points [..., A, J], probs [..., A, J])`, the distribution of the return
+        where one is learned, otherwise None.
+      explore: `(params, output [..., A, K]) -> [..., A]`, what sampled acting maximizes; None: `mean`.
     """
 
     init: Callable[[], PyTree]
@@ -62,6 +65,8 @@ class ValueHead(NamedTuple):
     name: str
     fractions: tuple[int, ...] = ()
     whole: bool = False
+    atoms: Callable[[PyTree, QOutput], tuple[Float[Array, "... A J"], Float[Array, "... A J"]]] | None = None
+    explore: Callable[[PyTree, QOutput], Float[Array, "... A"]] | None = None
 
 
 @struct.dataclass

@@ -18,25 +18,34 @@ from jaxrl.wrappers.actions import StickyParams, StickyState, action_repeat, cli
 from jaxrl.wrappers.limits import CountedState, TimeLimitParams, observe_time_left, time_limit
 from jaxrl.wrappers.observations import StackedState, flatten_observation, frame_stack, one_hot_observation
 from jaxrl.wrappers.randomization import RandomizedState, UniformLeaves, randomize_params, uniform_leaves
+from jaxrl.wrappers.residual import BasePolicy, ResidualParams, ResidualState, residual_action
 from jaxrl.wrappers.rewards import ScaledParams, scale_reward
+from jaxrl.wrappers.stock import StockParams, StockState, observe_stock
 
 __all__ = [
+    "BasePolicy",
     "CountedState",
     "RandomizedState",
+    "ResidualParams",
+    "ResidualState",
     "ScaledParams",
     "StackedState",
     "StickyParams",
     "StickyState",
+    "StockParams",
+    "StockState",
     "TimeLimitParams",
     "UniformLeaves",
     "action_repeat",
     "clip_action",
     "flatten_observation",
     "frame_stack",
+    "observe_stock",
     "observe_time_left",
     "one_hot_observation",
     "randomize_params",
     "rescale_action",
+    "residual_action",
     "scale_reward",
     "sticky_actions",
     "time_limit",

@@ -12,22 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrl
-from jaxrl import estimators, levels, objectives, strategies, values
+from jaxrl import buffers, ensembles, estimators, levels, objectives, strategies, values
 from jaxrl.algorithms import (
     avg,
     bpg,
     ccn,
+    cqn,
+    disco,
     discrete_sac,
     dqn,
     harpg,
     lpg,
     mac,
     mpo,
+    mrq,
     ppo,
     pqn,
     props,
     reppo,
     sac,
+    sqirl,
     stream_ac,
     stream_q,
     td3,
@@ -36,18 +40,23 @@ from jaxrl.algorithms import (
 )
 from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.envs import coverage
+from jaxrl.meta import reward_learning, rewards
 from jaxrl.meta.evolve import evolve
 from jaxrl.meta.pbt import Range, pbt
 from jaxrl.meta.persistent import persistent
 from jaxrl.networks import NetworkConfig, columnar
+from jaxrl.networks.coarse import CoarseConfig
 from jaxrl.networks.columnar import ColumnarConfig
 from jaxrl.networks.control import ControlConfig
 from jaxrl.networks.critics import CriticConfig
+from jaxrl.networks.latent import LatentConfig
 from jaxrl.networks.q_network import QNetworkConfig
 from jaxrl.networks.streaming import StreamingConfig
-from jaxrl.networks.update_rules import UpdateRule, open_rule
+from jaxrl.networks.update_rules import open_rule
 from jaxrl.objectives import Clip, rules
+from jaxrl.objectives import disco as disco_rules
 from jaxrl.ops import expressions, trees
+from jaxrl.ops.bins import Support
 from jaxrl.types import Algorithm
 
 
@@ -329,7 +338,7 @@ def _rule_hparams(rule: rules.Rule) -> dict[str, Any]:
     return {"objective": _rule_weights(rule), "horizon": 512.0}
 
 
-def _rule_weights(rule: rules.Rule | UpdateRule) -> Any:
+def _rule_weights(rule: Any) -> Any:
     # Positive weights, so that every unit is at work, and a finite horizon.
     draws = np.random.default_rng(0)
     shapes = jax.eval_shape(rule.init, jax.random.key(0))
@@ -337,6 +346,28 @@ def _rule_weights(rule: rules.Rule | UpdateRule) -> Any:
 
 
 _LPG, _TA_LPG = rules.lpg(3, 4, 2), rules.lpg(3, 4, 2, "gru", progress=True)
+
+
+_DISCO = disco_rules.rule(prediction_size=3, hidden=4, memory=3, embedding=2, channels=(3, 2), target_channels=(2,))
+
+
+def _disco(**config: Any) -> Algorithm:
+    tiny = {"num_envs": 4, "num_steps": 8, "hidden": (8,), "model_size": 4, "model_hidden": 4, "num_bins": 5}
+    return disco.disco(jaxrl.make_env("probe/Credit"), _DISCO, disco.Config(**{**tiny, **config}))
+
+
+def _first_action(batch: Any) -> Any:
+    return 0.3 * (batch.action == 0)
+
+
+_CREDIT = jaxrl.make_env("probe/Credit")
+_REWARD = rewards.blend(_CREDIT, _first_action, by_state=True, hidden=(3,), discount=0.8)
+
+
+def _reward_learning(**config: Any) -> Algorithm:
+    tiny = {"num_envs": 4, "num_steps": 3, "num_updates": 2, "num_terms": 2, "hidden": (6,)}
+    config = {**tiny, **config}
+    return reward_learning.reward_learning(_CREDIT, _REWARD, config=reward_learning.Config(**config))
 
 
 def _bpg(**config: Any) -> Algorithm:
@@ -370,6 +401,18 @@ def _pqn(**config: Any) -> Algorithm:
         "network": QNetworkConfig(hidden=(8,)),
     }
     return pqn.pqn(jaxrl.make_env("probe/Credit"), config=pqn.Config(**{**tiny, **config}))
+
+
+def _sqirl(**config: Any) -> Algorithm:
+    tiny = {
+        "num_envs": 8,
+        "num_steps": 3,
+        "depth": 2,
+        "num_updates": 2,
+        "batch_size": 8,
+        "network": QNetworkConfig(hidden=(8,)),
+    }
+    return sqirl.sqirl(jaxrl.make_env("probe/Credit"), config=sqirl.Config(**{**tiny, **config}))
 
 
 _DQN_HPARAMS = {
@@ -426,7 +469,64 @@ _CONTROL_OPTIONS = {
     "normalize_observations": True,
     "network": ControlConfig(hidden=(8,), activation="tanh"),
 }
+_MRQ_HPARAMS = {
+    **dict.fromkeys(("encoder_learning_rate", "value_learning_rate", "policy_learning_rate"), 1e-2),
+    "replay": buffers.Coefficients(jnp.float32(0.6), jnp.float32(0.4), jnp.float32(0.9)),
+    "reward_low": -3.0,
+    "reward_high": 3.0,
+    "policy_noise": 2.0,
+    "noise_clip": 1.0,
+    "least_priority": 5.0,
+    "pre_activation_weight": 0.1,
+    "max_grad_norm": 0.1,
+    "horizon": 40,
+}
+_MRQ_OPTIONS = {
+    "num_envs": 4,
+    "num_steps": 1,
+    "num_updates": 2,
+    "num_rounds": 3,
+    "batch_size": 8,
+    "capacity": 24,
+    "num_warmup_steps": 8,
+    "n_step": 1,
+    "length": 2,
+    "schedule": "constant",
+    "network": LatentConfig(6, 4, 6, 8, 5, activation="tanh"),
+}
+_NO_EXPECTILE = dict.fromkeys(("expectile", "expectile_fraction"), "only with annealed")
 _NO_ENDS = dict.fromkeys(("reset", "reset_size"), "episodes of Pendulum are longer than these runs")
+
+
+def _mrq(env: str, **changes: Any) -> Callable[..., Algorithm]:
+    tiny = {
+        "num_envs": 2,
+        "num_steps": 2,
+        "num_rounds": 2,
+        "batch_size": 4,
+        "capacity": 16,
+        "num_warmup_steps": 4,
+        "n_step": 2,
+        "length": 3,
+        "schedule": "linear",
+        "network": LatentConfig(6, 4, 6, 8, 5),
+        **changes,
+    }
+    return lambda **config: mrq.mrq(jaxrl.make_env(env), config=mrq.Config(**{**tiny, **config}))
+
+
+def _cqn(**config: Any) -> Algorithm:
+    tiny = {
+        "num_envs": 2,
+        "num_rounds": 3,
+        "batch_size": 4,
+        "capacity": 16,
+        "num_warmup_steps": 4,
+        "n_step": 2,
+        "schedule": "linear",
+        "network": CoarseConfig(num_levels=2, num_bins=3, num_atoms=5, num_features=4, hidden=(6,)),
+    }
+    return cqn.cqn(jaxrl.make_env("gymnax/Pendulum-v1"), config=cqn.Config(**{**tiny, **config}))
 
 
 def _evolved(**config: Any) -> Algorithm:
@@ -669,6 +769,47 @@ CASES = {
         {},
         {"horizon": "the rule does not see it", "hidden": "tables", "activation": "tables"},
     ),
+    "disco": Case(
+        "disco",
+        _disco,
+        {"objective": _rule_weights(_DISCO), "learning_rate": 0.01, "max_update": 0.7},
+        {
+            "num_envs": 8,
+            "num_steps": 16,
+            "hidden": (6,),
+            "model_size": 3,
+            "model_hidden": 3,
+            "num_bins": 7,
+            "activation": "tanh",
+            "reset": "pooled",
+            "reset_size": 2,
+        },
+        _CPU,
+        slow=True,
+    ),
+    "reward_learning": Case(
+        "reward_learning",
+        _reward_learning,
+        {
+            "reward": _rule_weights(_REWARD),
+            "discount_cost": 0.1,
+            "max_grad_norm": 0.05,
+            "gamma": 0.9,
+            "entropy_coef": 0.1,
+            "decay": 0.1,
+        },
+        {
+            "num_envs": 8,
+            "num_steps": 1,
+            "num_updates": 1,
+            "solver": "conjugate",
+            "num_terms": 3,
+            "hidden": (4,),
+            "activation": "relu",
+        },
+        {**_CPU, "tabular": "another structure of parameters; see test_rewards.py"},
+        slow=True,
+    ),
     "bpg": Case(
         "bpg",
         _bpg,
@@ -799,6 +940,40 @@ CASES = {
         _CPU,
         slow=True,
     ),
+    "dqn-projections": Case(
+        "dqn",
+        _dqn(
+            {"head": values.projection_ensemble(3, -1.0, 2.0), "backup": values.double()},
+            num_envs=8,
+            batch_size=32,
+            capacity=64,
+            network=QNetworkConfig(hidden=(8,), num_members=2),
+        ),
+        {**_DQN_HPARAMS, "horizon": 160},
+        {},
+        {
+            **_CPU,
+            "head.bonus_support.low": "it is 0, and so is half of it",
+            "head.beta": "it decides which action is the best, which in so few steps changes nothing",
+        },
+        slow=True,
+    ),
+    "sqirl": Case(
+        "sqirl",
+        _sqirl,
+        {"epsilon": 0.9, "gamma": 0.9, "max_grad_norm": 0.1},
+        {
+            "num_envs": 4,
+            "num_steps": 2,
+            "depth": 1,
+            "num_updates": 3,
+            "batch_size": 4,
+            "pooled": False,
+            "network": QNetworkConfig(hidden=(8,), activation="tanh"),
+        },
+        _CPU,
+        slow=True,
+    ),
     "pqn": Case(
         "pqn",
         _pqn,
@@ -819,25 +994,61 @@ CASES = {
         "sac",
         _control(sac, "gymnax/Pendulum-v1"),
         {**_CONTROL_HPARAMS, "temperature_learning_rate": 1e-2},
-        _CONTROL_OPTIONS,
+        {**_CONTROL_OPTIONS, "reference": "previous", "prioritized": True, "annealed": True},
         {
             **_CPU,
             **_SLOW,
             **_NO_ENDS,
+            **_NO_EXPECTILE,
+            "kl_coef": "only with a reference",
+            "reference_period": "only with a reference",
+            "learn_temperature": "without it two leaves may not be set; see test_off_policy.py",
             "target": "without one tau has no effect and may not be set; see test_off_policy.py",
         },
+    ),
+    "sac-mirror": Case(
+        "sac",
+        _control(
+            sac,
+            "gymnax/Pendulum-v1",
+            {"aggregate": ensembles.minimum(climb="first")},
+            reference="previous",
+            learn_temperature=False,
+            prioritized=True,
+            annealed=True,
+        ),
+        {**_CONTROL_HPARAMS, "kl_coef": 1.0, "reference_period": 4, "expectile_fraction": 0.5},
+        {},
+        {
+            **_CPU,
+            **_SLOW,
+            **_NO_ENDS,
+            "temperature_learning_rate": "the temperature stays",
+            "target_entropy": "the temperature stays",
+        },
+        slow=True,
     ),
     "td3": Case(
         "td3",
         _control(td3, "gymnax/Pendulum-v1", exploration="per_episode"),
         {**_CONTROL_HPARAMS, "policy_noise": 0.8},
-        {**_CONTROL_OPTIONS, "target_policy": False},
+        {**_CONTROL_OPTIONS, "target_policy": False, "prioritized": True, "annealed": True, "regularizer": "beer"},
         {
             **_CPU,
             **_SLOW,
             **_NO_ENDS,
+            **_NO_EXPECTILE,
+            "regularizer_coef": "only with a regularizer",
             "exploration": "without episodes' own the least noise has no effect and may not be set",
         },
+        slow=True,
+    ),
+    "td3-beer": Case(
+        "td3",
+        _control(td3, "gymnax/Pendulum-v1", prioritized=True, annealed=True, regularizer="beer"),
+        {**_CONTROL_HPARAMS, "policy_noise": 0.8, "expectile_fraction": 0.5, "regularizer_coef": 0.1},
+        {},
+        {**_CPU, **_SLOW, **_NO_ENDS, "least_exploration_noise": "all have the same noise"},
         slow=True,
     ),
     "td3-categorical": Case(
@@ -845,7 +1056,61 @@ CASES = {
         _control(td3, "gymnax/Pendulum-v1", network=ControlConfig(hidden=(8,), num_bins=11)),
         {**_CONTROL_HPARAMS, "policy_noise": 0.8},
         {},
-        {**_CPU, **_SLOW, **_NO_ENDS, "least_exploration_noise": "all have the same noise"},
+        {
+            **_CPU,
+            **_SLOW,
+            **_NO_ENDS,
+            **_NO_EXPECTILE,
+            "regularizer_coef": "only with a regularizer",
+            "least_exploration_noise": "all have the same noise",
+        },
+        slow=True,
+    ),
+    "mrq": Case(
+        "mrq",
+        _mrq("gymnax/Pendulum-v1"),
+        _MRQ_HPARAMS,
+        _MRQ_OPTIONS,
+        {
+            **_CPU,
+            **_SLOW,
+            **_NO_ENDS,
+            "termination_weight": "nothing terminates; mrq-discrete has it",
+            "gumbel_temperature": "for discrete actions",
+            "prioritized": "without it least_priority has no effect and may not be set",
+        },
+        slow=True,
+    ),
+    "mrq-discrete": Case(
+        "mrq",
+        _mrq("probe/Credit", n_step=1, batch_size=8),
+        {**_MRQ_HPARAMS, "policy_noise": 1.0, "least_priority": 1.0, "gumbel_temperature": 1.0},
+        {"reset": "pooled", "reset_size": 2},
+        {
+            **_CPU,
+            **dict.fromkeys(
+                ("policy_noise", "noise_clip"), "too small a change to turn one of so few actions; mrq has them"
+            ),
+        },
+        slow=True,
+    ),
+    "cqn": Case(
+        "cqn",
+        _cqn,
+        {
+            "critic_learning_rate": 1e-2,
+            "support": Support(jnp.float32(-30.0), jnp.float32(2.0)),
+            "tau": 0.1,
+            "noise_fraction": 0.8,
+            "max_grad_norm": 0.01,
+            "horizon": 40,
+        },
+        {
+            **{name: value for name, value in _CONTROL_OPTIONS.items() if name != "policy_delay"},
+            "n_step": 1,
+            "network": CoarseConfig(num_levels=3, num_bins=3, num_atoms=5, num_features=4, hidden=(6,)),
+        },
+        {**_CPU, **_SLOW, **_NO_ENDS},
         slow=True,
     ),
     "discrete_sac": Case(
@@ -899,4 +1164,8 @@ CASES.update({name: dataclasses.replace(CASES[name], slow=True) for name in _SEC
 # A variant has no code of its own: `test_variants` builds and runs each.
 VARIANTS = [name for name, entry in ALGORITHMS.items() if entry.base]
 
-assert {case.algorithm for case in CASES.values()} == set(ALGORITHMS) - set(VARIANTS), "every algorithm needs a row"
+# Of `jaxrl.meta`, which the registry does not have.
+_UNNAMED = {"reward_learning"}
+assert {case.algorithm for case in CASES.values()} == set(ALGORITHMS) - set(VARIANTS) | _UNNAMED, (
+    "every algorithm needs a row"
+)

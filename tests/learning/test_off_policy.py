@@ -83,7 +83,10 @@ def squashed(params, obs, noise):
 
 
 def one_update(name, num_before=0, options=None, **hparams):
-    """State before and after, metrics, the batch that was drawn, and the noise of the update."""
+    """Learner before and after, metrics, the batch that was drawn, and the noise of the update.
+
+    With replay by priority the batch's extras are the importance weights, the entries and their priorities after it.
+    """
     discrete = name == "discrete_sac"
     env = jaxrl.make_env("probe/Credit") if discrete else with_actions("Termination", num_steps=3)
     agent = getattr(MODULES[name], name)(env, config=MODULES[name].Config(**ONE, **(options or {})))
@@ -96,8 +99,14 @@ def one_update(name, num_before=0, options=None, **hparams):
     after, metrics = step(before, hparams)
     # The order of keys is the one in `_step`.
     keys = jax.random.split(before.key, 6 if discrete else 8)
-    buffer = buffers.uniform(8, 1, NUM_DRAWN)
-    index = buffer.sample((), after.buffer, buffer.noise(keys[3], 1, 1)[0, 0], jnp.float32(0.0)).index
+    priority = {}
+    if getattr(agent.config, "prioritized", False):
+        _, index, weight = draw_by_priority(before, after, keys[3], hparams.replay)
+        leaves = np.float64(after.buffer.priorities.levels[0]).ravel()
+        priority = {"weight": weight, "priority": leaves[np.asarray(index)], "index": np.asarray(index)}
+    else:
+        buffer = buffers.uniform(8, 1, NUM_DRAWN)
+        index = buffer.sample((), after.buffer, buffer.noise(keys[3], 1, 1)[0, 0], jnp.float32(0.0)).index
     rows = jax.tree.map(lambda x: np.asarray(x)[np.asarray(index), 0].astype(np.float64), after.buffer.items)
     assert rows.terminated.any()
     assert not rows.terminated.all()
@@ -107,7 +116,16 @@ def one_update(name, num_before=0, options=None, **hparams):
         noise = [np.float64(jax.random.normal(key, shape)) for key in drawn]
     else:
         noise = [np.float64(jax.random.normal(key, (1, 1, NUM_DRAWN, 2))[0, 0]) for key in keys[4:6]]
-    return before.learner, after.learner, metrics, rows, noise
+    return before.learner, after.learner, metrics, dataclasses.replace(rows, extras=priority), noise
+
+
+def draw_by_priority(before, after, key, coefficients):
+    """The buffer that was drawn from, the entries drawn and their weights."""
+    buffer = buffers.prioritized(8, 1, NUM_DRAWN)
+    new = jax.tree.map(lambda x: x[before.buffer.pointer][None], after.buffer.items)
+    stored = buffer.add(coefficients, before.buffer, new)
+    drawn = buffer.sample(coefficients, stored, buffer.noise(key, 1, 1)[0, 0], jnp.float32(0.0))
+    return stored, drawn.index, np.float64(drawn.weight)
 
 
 def close(found, expected):
@@ -126,7 +144,7 @@ def test_an_update_of_sac():
         "sac", initial_temperature=ALPHA, target_entropy=-0.5, temperature_learning_rate=RATE
     )
     next_action, next_log_prob = squashed(before.params["policy"], rows.next_obs, next_noise)
-    following = critic_of(before.target_params, rows.next_obs, next_action).min(0) - ALPHA * next_log_prob
+    following = critic_of(before.target_params["critic"], rows.next_obs, next_action).min(0) - ALPHA * next_log_prob
     target = rows.reward + GAMMA * (1 - rows.terminated) * following
     values = critic_of(before.params["critic"], rows.obs, rows.action)
     close(metrics["value/target"], target.mean())
@@ -139,7 +157,50 @@ def test_an_update_of_sac():
     # Adam's first step has the length of the rate.
     assert abs(-log_prob.mean() + 1.0) > 0.1
     close(after.params["temperature"], math.log(ALPHA) - RATE * np.sign(-log_prob.mean() + 1.0))
-    assert_averaged(before.target_params, after.params["critic"], after.target_params)
+    assert_averaged(before.target_params["critic"], after.params["critic"], after.target_params["critic"])
+
+
+def test_an_update_of_sac_with_a_reference_priorities_and_an_expectile():
+    """Tomar et al. 2020, as the authors' code has it, at a fixed α: (α + c) log π - c log π_k - Q.
+
+    Schaul et al. 2016: weights of the loss, priorities by error. Omura et al. 2025: an expectile. The second update:
+    the policy has left its reference, priorities differ. The policy's batch is that of the critics although
+    priorities have changed.
+    """
+    options = {"reference": "previous", "learn_temperature": False, "prioritized": True, "annealed": True}
+    coef, tau = 0.6, 0.8
+    changes = {"reference_period": 2.0, "expectile": tau, "horizon": 1e9, "initial_temperature": ALPHA}
+    before, after, metrics, rows, (next_noise, noise) = one_update("sac", 1, options, kl_coef=coef, **changes)
+    next_action, next_log_prob = squashed(before.params["policy"], rows.next_obs, next_noise)
+    following = critic_of(before.target_params["critic"], rows.next_obs, next_action).min(0) - ALPHA * next_log_prob
+    error = rows.reward + GAMMA * (1 - rows.terminated) * following
+    error = error - critic_of(before.params["critic"], rows.obs, rows.action)
+    replayed = rows.extras
+    assert len(np.unique(replayed["weight"].round(3))) > 2
+    assert (error > 0).any(axis=1).all()
+    assert (error < 0).any(axis=1).all()
+    share = np.where(error > 0, tau, 1 - tau)
+    close(metrics["loss/critic"], (replayed["weight"] * share * error**2).mean())
+    given = (np.abs(error).mean(0) + 1e-6) ** 0.6
+    for entry in np.unique(replayed["index"]):  # drawn several times, with other noise, it has one of these errors
+        drawn = replayed["index"] == entry
+        assert np.isclose(replayed["priority"][drawn][0], given[drawn], rtol=1e-4).any()
+    action, log_prob = squashed(before.params["policy"], rows.obs, noise)
+    raw = np.arctanh(action)
+
+    def log_density(params):
+        mean, log_std = (policy_of(params, name, rows.obs) for name in ("mean", "log_std"))
+        return (-0.5 * ((raw - mean) / np.exp(log_std)) ** 2 - log_std).sum(1)
+
+    ratio = log_density(before.params["policy"]) - log_density(before.target_params["policy"])
+    assert np.abs(ratio).max() > 0.01
+    climbed = critic_of(after.params["critic"], rows.obs, action).min(0)
+    close(metrics["loss/policy"], (ALPHA * log_prob + coef * ratio - climbed).mean())
+    close(metrics["policy/kl"], ratio.mean())
+    assert "temperature" not in after.params
+    # Of two updates the second is due for a copy.
+    assert (int(before.target_params["age"]), int(after.target_params["age"])) == (1, 0)
+    jax.tree.map(np.testing.assert_array_equal, after.target_params["policy"], after.params["policy"])
 
 
 def test_an_update_of_td3():
@@ -155,6 +216,36 @@ def test_an_update_of_td3():
     action = np.tanh(policy_of(before.params["policy"], "mean", rows.obs))
     close(metrics["loss/policy"], -critic_of(after.params["critic"], rows.obs, action)[0].mean())
     assert_averaged(before.target_params, after.params, after.target_params)
+
+
+def test_an_update_of_td3_with_beer():
+    """He et al. 2024: the loss of each critic has β times the excess of its features over the bound."""
+    coef = 0.3
+    before, _, metrics, rows, (next_noise, _) = one_update(
+        "td3", 1, {"regularizer": "beer"}, policy_noise=0.5, noise_clip=0.8, regularizer_coef=coef
+    )
+    policy = lambda params: np.tanh(policy_of(params, "mean", rows.next_obs))
+    smooth = np.clip(0.5 * next_noise, -0.8, 0.8)
+    next_action = np.clip(policy(before.target_params["policy"]) + smooth, -1, 1)
+    following = critic_of(before.target_params["critic"], rows.next_obs, next_action).min(0)
+    target = rows.reward + GAMMA * (1 - rows.terminated) * following
+    values = critic_of(before.params["critic"], rows.obs, rows.action)
+
+    def features(params, obs, action):
+        x = np.concatenate([obs, action], axis=1)
+        return np.stack([np.maximum(dense(params["tower"]["Dense_0"], x, m), 0.0) for m in range(2)])
+
+    now = features(before.params["critic"], rows.obs, rows.action)
+    frozen = features(before.target_params["critic"], rows.next_obs, next_action)
+    ahead = features(before.params["critic"], rows.next_obs, policy(before.params["policy"]))
+    norm = lambda x: np.linalg.norm(x, axis=-1)
+    weights = (np.float64(before.params["critic"]["value"]["kernel"]) ** 2).sum((1, 2))[:, None]
+    inner = norm(now) ** 2 + GAMMA**2 * norm(ahead) ** 2 - rows.reward**2 / weights
+    excess = ((now * frozen).sum(-1) - inner / (2 * GAMMA)) / (norm(now) * norm(frozen))
+    excess = np.where(rows.terminated == 1, 0.0, np.maximum(excess, 0.0))
+    assert excess.max() > 0.01
+    close(metrics["loss/regularizer"], excess.mean())
+    close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean() + coef * excess.mean())
 
 
 def test_an_update_of_discrete_sac():
@@ -336,7 +427,7 @@ def test_crossq_keeps_no_target_and_moves_its_moments():
     with pytest.raises(ValueError, match=r"tau = 0\.5 has no effect"):
         agent.hyperparams(tau=0.5)
     state = jax.eval_shape(agent.init, jax.random.key(0), agent.hyperparams())
-    assert state.learner.target_params == ()
+    assert state.learner.target_params == {}
     started, metrics = jax.jit(jaxrl.train(agent, 1))(jax.random.key(0), agent.hyperparams())
     count = lambda tree: {int(x) for x in jax.tree.leaves(tree) if x.dtype == jnp.int32}
     # Three updates of the critics and, with their delay of three, one of the policy.
@@ -359,6 +450,10 @@ def test_crossq_keeps_no_target_and_moves_its_moments():
         ("sac", {"schedule": "step"}, "schedule must be one of"),
         ("sac", {"network": ControlConfig(norm="batch")}, r"set Config\(target=False\)"),
         ("td3", {"network": ControlConfig(norm="batch")}, "use crossq"),
+        ("sac", {"network": ControlConfig(norm="batch"), "target": False, "reference": "previous"}, "a reference"),
+        ("sac", {"network": ControlConfig(num_quantiles=5), "annealed": True}, "sac: annealed is for critics that"),
+        ("td3", {"network": ControlConfig(num_bins=5), "annealed": True}, "td3: annealed is for critics that"),
+        ("td3", {"network": ControlConfig(num_bins=5), "regularizer": "beer"}, "td3: a regularizer is for critics"),
     ],
 )
 def test_messages(name, changes, message):
@@ -381,6 +476,13 @@ def test_networks_must_fit():
     assert td3.td3(pendulum, fixed).env_steps == 120
     with pytest.raises(ValueError, match="set num_quantiles"):
         sac.sac(pendulum, aggregate=ensembles.truncated(2))
+    with pytest.raises(ValueError, match="use another aggregate"):
+        td3.td3(pendulum, aggregate=ensembles.subset(2), config=td3.Config(regularizer="beer"))
+    held = sac.sac(pendulum, config=sac.Config(learn_temperature=False))
+    with pytest.raises(ValueError, match=r"target_entropy = -2\.0 has no effect"):
+        held.hyperparams(target_entropy=-2.0)
+    with pytest.raises(ValueError, match=r"kl_coef = 1\.0 has no effect"):
+        held.hyperparams(kl_coef=1.0)
 
 
 def test_a_resumed_population_has_no_conditional():
@@ -429,26 +531,35 @@ def test_policy(name, changes):
 # Steps: a random policy has about -1200, a good one -150.
 PENDULUM = {
     **dict.fromkeys(("sac", "td3", "ddpg", "tqc", "crossq", "simba", "d4pg", "mpo"), 12_000),
+    **dict.fromkeys(("mdpo_off_policy", "annealed_sac", "annealed_td3", "beer", "td3_by_priority"), 12_000),
+    "d4pg_by_priority": 12_000,
     **dict.fromkeys(("redq", "droq"), 3_000),
 }
+# In two of five seeds these have not learned by then: -256 and -327.
+SLOWER = {"mdpo_off_policy": -400, "td3_by_priority": -450}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", PENDULUM)
 def test_pendulum(name):
-    """Defaults but for the learning rates, 1e-3, and layers of 64 units."""
+    """Defaults but for the learning rates, 1e-3, layers of 64 units, and the horizon, the length of the run."""
+    num_steps, least = PENDULUM[name], SLOWER.get(name, -250)
+    priority = {"prioritized": True} if name.endswith("_by_priority") else {}
+    name = name.removesuffix("_by_priority")
     entry = ALGORITHMS[name]
     network = dataclasses.replace(entry.default_config.network, hidden=(64, 64), critic_hidden=())
-    agent = jaxrl.make(name, jaxrl.make_env("gymnax/Pendulum-v1"), network=network, capacity=16_384)
+    agent = jaxrl.make(name, jaxrl.make_env("gymnax/Pendulum-v1"), network=network, capacity=16_384, **priority)
     parts = [field.name for field in dataclasses.fields(entry.hyperparams) if field.name.endswith("learning_rate")]
-    changes = dict.fromkeys(parts, 1e-3)
+    if not getattr(entry.default_config, "learn_temperature", True):
+        parts.remove("temperature_learning_rate")
+    changes = {**dict.fromkeys(parts, 1e-3), "horizon": float(num_steps)}
     if entry.default_config.network.num_bins:  # returns of 200 steps, each at least -16.3
         changes["network"] = coefficients(network).replace(support=Support(jnp.float32(-1600.0), jnp.float32(0.0)))
-    states, _, hparams = train(agent, PENDULUM[name] // agent.env_steps, **changes)
+    states, _, hparams = train(agent, num_steps // agent.env_steps, **changes)
     got = returns(agent, states, hparams, 16)
-    print(name, np.round(got, 1))
-    assert np.mean(got) >= -250, got
+    print(name, priority, np.round(got, 1))
+    assert np.mean(got) >= least, got
 
 
 @pytest.mark.slow
