@@ -95,7 +95,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the fewest iterations of two members")
     arguments = parser.parse_args()
     num_seeds, num_steps = (2, 0) if arguments.tiny else (arguments.seeds, arguments.steps)
-    figure, panels = plt.subplots(1, len(arguments.tasks), figsize=(3.6 * len(arguments.tasks), 2.8), squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(arguments.tasks), figsize=(3.6 * len(arguments.tasks), 2.8), squeeze=False, layout="constrained"
+    )
     print("| task | arm | greedy return at the end | return while training, last 4% | P(beats ppo) | seconds |")
     print("|---|---|---|---|---|---|")
     for panel, task in zip(panels[0], arguments.tasks, strict=True):
@@ -121,8 +123,7 @@ def main() -> None:
         panel.set(title=task.split("/")[1], xlabel="environment steps")
         style.tidy(panel)
     panels[0, 0].set_ylabel("return while training")
-    panels[0, 0].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.out, dpi=90)
 
