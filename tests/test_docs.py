@@ -67,6 +67,22 @@ def test_a_broken_link_is_found(tmp_path):
     assert broken_links(tmp_path) == ["a.md: b.md", "a.md: c.md#else"]
 
 
+def headless(text):
+    """First rows of tables that have no header: text to a reader, and nothing to what gathers tables."""
+    blocks = re.findall(r"(?:^\|.*\n?)+", without_code(text), re.MULTILINE)
+    blocks = [block for block in blocks if block.startswith("| ")]
+    return [block.splitlines()[0] for block in blocks if not re.match(r".*\n\|[-:| ]+\|", block)]
+
+
+def test_every_table_has_a_header(site):
+    found = {str(page.relative_to(site)): headless(page.read_text()) for page in site.rglob("*.md")}
+    assert not {page: rows for page, rows in found.items() if rows}
+
+
+def test_a_row_after_a_blank_line_is_found():
+    assert headless("| a | b |\n|---|:-:|\n| 1 | 2 |\n\n| 3 | 4 |\n") == ["| 3 | 4 |"]
+
+
 def test_every_page_is_in_the_navigation_and_every_entry_is_a_page(site):
     entries = re.findall(r"^ +- [^\n]*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     pages = {str(path.relative_to(site)) for path in site.rglob("*.md")}
