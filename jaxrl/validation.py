@@ -5,7 +5,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from jaxrl.types import Estimator, Objective
+from jaxrl import spaces
+from jaxrl.types import Env, Estimator, Objective
 
 
 def count(owner: str, name: str, value: Any) -> None:
@@ -52,6 +53,24 @@ def choices(owner: str, config: Any) -> None:
         allowed, value = typing.get_args(hint), getattr(config, name)
         if typing.get_origin(hint) is Literal and value not in allowed:
             raise ValueError(f"{owner}: {name} must be one of {', '.join(allowed)}; got {name} = {value!r}.")
+
+
+def unmasked(owner: str, env: Env) -> None:
+    """Checks that an environment has no illegal actions, for algorithms that would take them.
+
+    Args:
+      owner: the algorithm, for the message.
+      env: the environment.
+
+    Raises:
+      ValueError: its observations have an `action_mask`.
+    """
+    space = env.observation_space
+    if isinstance(space, spaces.Dict) and "action_mask" in space.names:
+        raise ValueError(
+            f"{owner}: it knows nothing of illegal actions; got {env.name!r}, whose observations have an action_mask. "
+            "Use an algorithm that honors it: ppo, or dqn."
+        )
 
 
 def heads(owner: str, objective: Objective, present: tuple[tuple[str, int], ...]) -> None:

@@ -73,3 +73,9 @@ def test_a_rollout_that_does_not_split_evenly_is_refused():
 def test_ppo_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         jaxrl.ppo(jaxrl.make_env("probe/Constant"), config=ppo.Config(**change))
+
+
+@pytest.mark.parametrize("name", ["mrq", "disco", "discrete_sac", "lpg"])
+def test_illegal_actions_are_not_ignored(name):
+    with pytest.raises(ValueError, match=rf"{name}: it knows nothing of illegal actions; got 'probe/ActionMask'.*ppo"):
+        jaxrl.make(name, jaxrl.make_env("probe/ActionMask"))

@@ -1,6 +1,6 @@
 """Policy gradients from one transition at a time: the parts of AVG, and SAC without its replay.
 
-    .venv/bin/python experiments/incremental/run.py   about 10 minutes on 2 idle cores; --tiny to see that it works
+    .venv/bin/python experiments/incremental/run.py   about 10 minutes on 2 busy cores; --tiny to see that it works
 
 Claim tried: Vasan et al. 2024 (arXiv:2411.15370), sections 3 and 4: without replay, batches and target networks
 incremental SAC fails, and AVG learns if observations, penultimate features and TD errors are normalized. Every arm gets

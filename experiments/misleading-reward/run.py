@@ -29,7 +29,7 @@ from jaxrl.rollout import Transition
 SIDE, STEPS, GAMMA, BONUS = 5, 25, 0.95, 0.3
 NUM_CELLS = SIDE * SIDE
 START, GOAL = 0, NUM_CELLS - 1
-# What the heuristic takes for the goal: a cell two steps from the start, and not on the way; or the goal itself.
+# What the heuristic takes for the goal: a cell two steps from the start, where staying pays; or the goal.
 DRAWN_TO = {"misleading": 2, "helpful": GOAL}
 METHODS = ("primary", "sum", "shaping", "barfi")
 

@@ -83,7 +83,7 @@ def curves(task: str, arm: Arm, total: int, num_seeds: int) -> np.ndarray:
 def main() -> None:
     """Runs one part, prints its table, draws its figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, required=True)
+    parser.add_argument("--part", choices=PARTS, default="batch")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=HERE)

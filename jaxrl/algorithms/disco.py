@@ -138,7 +138,7 @@ def disco(
       `loss/next_policy`, `loss/value`.
 
     Raises:
-      ValueError: a count is not positive, or actions are not discrete.
+      ValueError: a count is not positive, or actions are not discrete or may be illegal.
 
     Example:
       >>> import jaxrl
@@ -157,6 +157,7 @@ def disco(
         raise ValueError(f"disco: num_bins must be at least 2; got num_bins = {config.num_bins}.")
     if not isinstance(env.action_space, spaces.Discrete):
         raise ValueError(f"disco: actions must be discrete; {env.name!r} has {env.action_space}.")
+    validation.unmasked("disco", env)
     num_actions, batch_size = env.action_space.n, config.num_envs * config.num_steps
     precision = config.matmul_precision
     network = ActionModel(

@@ -26,7 +26,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, PyTree
 
-from jaxrl import ensembles, replaying, rollout
+from jaxrl import ensembles, replaying, rollout, validation
 from jaxrl.buffers import NStep
 from jaxrl.ensembles import Aggregate, Atoms
 from jaxrl.networks.control import ControlConfig, ControlNetworks, coefficients, evaluate, networks_for
@@ -133,7 +133,7 @@ def discrete_sac(
       `temperature` is log α.
 
     Raises:
-      ValueError: actions are not discrete, a count is not positive, a choice is unknown, the capacity, the warm-up or
+      ValueError: actions are not discrete or may be illegal, a count is not positive, a choice is unknown, the capacity, the warm-up or
         the delay does not fit, critics are to learn distributions or are normalized by the batch, or the ensemble does
         not fit the aggregate.
 
@@ -147,6 +147,7 @@ def discrete_sac(
       ((3,), ())
     """
     frame = replaying.frame("discrete_sac", env, config)
+    validation.unmasked("discrete_sac", env)
     policy_net, critic_net = networks_for("discrete_sac", env, network, False, config.network, discrete=True)
     if critic_net.config.norm == "batch":
         raise ValueError("discrete_sac: batch normalization cannot go with a target network; got norm = 'batch'.")

@@ -143,8 +143,8 @@ def lpg(
       `prediction/kl`, that of KL(y ‖ ŷ), which it lowers.
 
     Raises:
-      ValueError: a count is not positive, actions are not discrete, or a table is asked for and observations do not
-        name a state.
+      ValueError: a count is not positive, actions are not discrete or may be illegal, or a table is asked for
+        and observations do not name a state.
 
     Example:
       >>> import jaxrl
@@ -163,6 +163,7 @@ def lpg(
         raise ValueError(
             f"lpg: actions must be discrete, since the rule reads π(a|s); {env.name!r} has {env.action_space}."
         )
+    validation.unmasked("lpg", env)
     sizes = {"policy": env.action_space.n, "prediction": rule.num_bins}
     num_states = tables.num_states(f"lpg in {env.name}", env.observation_space) if config.tabular else 0
     batch_size, precision = config.num_envs * config.num_steps, config.matmul_precision

@@ -32,7 +32,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import buffers, replaying, rollout, spaces, values
+from jaxrl import buffers, replaying, rollout, spaces, validation, values
 from jaxrl.buffers import BufferState, Experience, NStep
 from jaxrl.networks.actor_critic import to_env_action
 from jaxrl.networks.initializers import initialize
@@ -198,8 +198,8 @@ def mrq(
       The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`.
 
     Raises:
-      ValueError: a count is not positive, a choice is unknown, the capacity or the warm-up does not fit, or what
-        `latent_networks` raises.
+      ValueError: a count is not positive, a choice is unknown, the capacity or the warm-up does not fit, actions may
+        be illegal, or what `latent_networks` raises.
 
     Example:
       >>> import jaxrl
@@ -210,6 +210,7 @@ def mrq(
       (4, (3,), (64, 1))
     """
     replaying.check_config("mrq", config)
+    validation.unmasked("mrq", env)
     nets = latent_networks(env.observation_space, env.action_space, config.network)
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(config.num_envs)
@@ -263,7 +264,7 @@ def mrq(
 
     def transforms(hparams: Hyperparams, factor: Array | float) -> dict[str, optax.GradientTransformation]:
         """Gradients of the critics alone are clipped."""
-        free = hparams.replace(max_grad_norm=jnp.float32(jnp.inf))  # type: ignore[attr-defined]
+        free = hparams.replace(max_grad_norm=jnp.float32(1e9))  # type: ignore[attr-defined]
         made = replaying.optimizers(optimizer, free, _PARTS, factor)
         return made | replaying.optimizers(optimizer, hparams, ("value",), factor)
 

@@ -214,7 +214,8 @@ def sqirl(env: Env, optimizer: Optimizer = adam, config: Config = Config()) -> A
         usable = running[None] & (jnp.broadcast_to(times >= now, wanted.shape) if config.pooled else wanted)[:, :, None]
         counted = jnp.cumsum(usable.reshape((depth, -1)).astype(jnp.int32), axis=1)
         flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), (batch.obs, batch.next_obs, batch.action))
-        rows = (*flat, reward.reshape(-1), batch.ended.reshape(-1), returns.reshape(-1))
+        over = batch.ended | (jnp.asarray(times) == horizon - 1)[:, None]
+        rows = (*flat, reward.reshape(-1), over.reshape(-1), returns.reshape(-1))
 
         # --- Update --------------------------------------------------------------------------------------------------
         def update(carry: tuple[PyTree, Any], noise: Float[Array, "k N"]) -> tuple[tuple[PyTree, Any], Metrics]:

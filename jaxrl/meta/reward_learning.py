@@ -136,7 +136,7 @@ def reward_learning(
       `outer/gradient`, the norm of dL/dφ; `reward/discount`, γ_φ; `policy/entropy` of the last episodes, in nats.
 
     Raises:
-      ValueError: a count is not positive, `num_envs` is odd, actions are not discrete, or a table is asked for and
+      ValueError: a count is not positive, `num_envs` is odd, actions are not discrete or may be illegal, or a table is asked for and
         observations do not name a state.
 
     Example:
@@ -155,6 +155,7 @@ def reward_learning(
         raise ValueError(f"reward_learning: num_envs must be even; got num_envs = {config.num_envs}.")
     if not isinstance(env.action_space, spaces.Discrete):
         raise ValueError(f"reward_learning: actions must be discrete; {env.name!r} has {env.action_space}.")
+    validation.unmasked("reward_learning", env)
     head = readout(env.observation_space, env.action_space.n, config.tabular, config.hidden, config.activation)
     # What is collected after the end of an episode is not looked at.
     reset, precision = rollout.Reset("cached", 1), config.matmul_precision

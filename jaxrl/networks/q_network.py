@@ -46,7 +46,7 @@ class QNetworkConfig:
       memory_size: width of the core.
       num_members: networks of an ensemble, each of which makes an equal part of the K outputs.
       prior: factor of the outputs of a network that stays as it was drawn, added to those of each member (Osband et
-        al. 2018, arXiv:1806.03335); 0: there is none.
+        al. 2018, arXiv:1806.03335); 0: there is none. An optimizer that decays weights decays its weights too.
     """
 
     hidden: tuple[int, ...] = (120, 84)

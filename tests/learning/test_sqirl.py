@@ -12,7 +12,7 @@ import jaxrl
 from jaxrl.algorithms import sqirl
 from jaxrl.analysis import finite_mdps
 from jaxrl.analysis.effective_horizon import effective_horizon
-from jaxrl.networks.q_network import QNetworkConfig
+from jaxrl.networks.q_network import QNetworkConfig, q_network
 from jaxrl.ops import trees
 
 NUM_SEEDS = 5
@@ -51,6 +51,18 @@ def test_what_comes_after_an_episode_does_not_count():
     _, metrics = jax.jit(lambda key: agent.step(agent.init(key, hparams), hparams))(jax.random.key(0))
     got = [float(metrics[f"episode/{name}"]) for name in ("return_sum", "length_sum", "count")]
     assert got == [4.0, 4.0, 4.0]
+
+
+def test_what_comes_after_the_last_time_step_does_not_count():
+    """Each step of CartPole pays 1; at the last of two that is the whole return, of the random and any other policy."""
+    env = jaxrl.make_env("gymnax/CartPole-v1")
+    config = dataclasses.replace(TINY, num_envs=16, num_updates=300, depth=2, pooled=False)
+    agent = sqirl.sqirl(env, config=config)
+    hparams = agent.hyperparams(learning_rate=1e-2)
+    state, _ = jax.jit(jaxrl.train(agent, 2))(jax.random.key(0), hparams)
+    net = q_network(env.observation_space, env.action_space, 2, config=config.network)
+    values = net.apply(state.params, state.actor.obs).values
+    np.testing.assert_allclose(values.mean((0, 1)), [1.0, 1.0], atol=0.1)
 
 
 @pytest.mark.parametrize(
