@@ -133,9 +133,9 @@ def discrete_sac(
       `temperature` is log α.
 
     Raises:
-      ValueError: actions are not discrete or may be illegal, a count is not positive, a choice is unknown, the capacity, the warm-up or
-        the delay does not fit, critics are to learn distributions or are normalized by the batch, or the ensemble does
-        not fit the aggregate.
+      ValueError: actions are not discrete or may be illegal, a count is not positive, a choice is unknown, the
+        capacity, the warm-up or the delay does not fit, critics are to learn distributions or are normalized by the
+        batch, or the ensemble does not fit the aggregate.
 
     Example:
       >>> import jaxrl

@@ -136,8 +136,8 @@ def reward_learning(
       `outer/gradient`, the norm of dL/dφ; `reward/discount`, γ_φ; `policy/entropy` of the last episodes, in nats.
 
     Raises:
-      ValueError: a count is not positive, `num_envs` is odd, actions are not discrete or may be illegal, or a table is asked for and
-        observations do not name a state.
+      ValueError: a count is not positive, `num_envs` is odd, actions are not discrete or may be illegal, or a table
+        is asked for and observations do not name a state.
 
     Example:
       >>> import jaxrl
