@@ -20,7 +20,7 @@
 # with others, from the command line or from Python. The cells call the command as a function, `jaxrl_command([...])`;
 # on a command line the same words follow `jaxrl`.
 #
-# On two CPU cores this takes half a minute.
+# On two CPU cores this takes half a minute. A run that a GPU began is continued on a GPU: another device rounds differently.
 
 # %% tags=["parameters"]
 num_seeds = 8
