@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxrl import rollout
+from jaxrl import rollout, validation
 from jaxrl.networks import ActorCritic, NetworkConfig, actor_critic
 from jaxrl.networks.actor_critic import Output, only_value_reads, to_env_action
 from jaxrl.ops import trees
@@ -24,8 +24,9 @@ def network_for(env: Env, network: ActorCritic | None, config: NetworkConfig) ->
     """The network given, or the one that a config describes for the environment's spaces.
 
     Raises:
-      ValueError: both are given.
+      ValueError: both are given, or the network is for other actions.
     """
+    validation.made_for(network, env)
     if network is not None and config != NetworkConfig():
         raise ValueError(f"Pass a network or set config.network, not both; got {network} and {config}.")
     return network or actor_critic(env.observation_space, env.action_space, **dataclasses.asdict(config))

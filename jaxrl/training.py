@@ -1,7 +1,8 @@
 """Training as a value: `train` is a pure function to jit, vmap and nest; `advance` is the unit of saving."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -21,7 +22,8 @@ def train(algorithm: Algorithm, num_steps: int) -> Callable[[Key, Hyperparams], 
       are accepted.
 
     Raises:
-      ValueError: `num_steps` is not positive.
+      ValueError: `num_steps` is not positive; when the function is traced, the key is no single typed key, or a leaf of
+        the hyperparameters has another shape than its default and cannot be used so.
 
     Example:
       >>> import jaxrl
@@ -34,8 +36,10 @@ def train(algorithm: Algorithm, num_steps: int) -> Callable[[Key, Hyperparams], 
     _check_steps(num_steps)
 
     def run(key: Key, hparams: Hyperparams) -> tuple[State, Metrics]:
+        _check_key(key)
         hparams = trees.as_arrays(hparams)
-        return _scan(algorithm, algorithm.init(key, hparams), hparams, num_steps)
+        with _shapes_told(algorithm, hparams):
+            return _scan(algorithm, algorithm.init(key, hparams), hparams, num_steps)
 
     return run
 
@@ -55,7 +59,8 @@ def advance(algorithm: Algorithm, state: State, hparams: Hyperparams, num_steps:
       The new state, and metrics with a leading axis [num_steps].
 
     Raises:
-      ValueError: `num_steps` is not positive.
+      ValueError: `num_steps` is not positive, or a leaf of the hyperparameters has another shape than its default and
+        cannot be used so.
 
     Example:
       >>> import jaxrl
@@ -67,7 +72,9 @@ def advance(algorithm: Algorithm, state: State, hparams: Hyperparams, num_steps:
       2
     """
     _check_steps(num_steps)
-    return advance_jit(algorithm, state, trees.as_arrays(hparams), num_steps)
+    hparams = trees.as_arrays(hparams)
+    with _shapes_told(algorithm, hparams):
+        return advance_jit(algorithm, state, hparams, num_steps)
 
 
 @functools.partial(jax.jit, static_argnames=("algorithm", "num_steps"), donate_argnames=("state",))
@@ -78,6 +85,36 @@ def advance_jit(algorithm: Algorithm, state: State, hparams: Hyperparams, num_st
 
 def _scan(algorithm: Algorithm, state: State, hparams: Hyperparams, num_steps: int) -> tuple[State, Metrics]:
     return jax.lax.scan(lambda state, _: algorithm.step(state, hparams), state, None, num_steps)
+
+
+def _check_key(key: Key) -> None:
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if not trees.is_key(key) or shape != ():
+        raise ValueError(
+            f"train: one typed random key is needed; got dtype {dtype} and shape {shape}. Make it with "
+            "jax.random.key(0), and for several seeds map over jax.random.split(key, num_seeds) with jax.vmap."
+        )
+
+
+@contextlib.contextmanager
+def _shapes_told(algorithm: Algorithm, hparams: Hyperparams) -> Iterator[None]:
+    """Where tracing fails, names the hyperparameters that have another shape than their defaults."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        usual = trees.named_leaves(jax.eval_shape(algorithm.hyperparams))
+        found = {name: leaf.shape for name, leaf in trees.named_leaves(hparams).items()}
+        other = [
+            f"{name} has shape {shape} instead of {usual[name].shape}"
+            for name, shape in found.items()
+            if name in usual and shape != usual[name].shape
+        ]
+        if not other:
+            raise
+        raise ValueError(
+            f"{algorithm.name}: {', '.join(other)}. Several values are mapped over: jax.vmap(run, in_axes=(None, 0)) "
+            f"with all leaves stacked, or jaxrl.sweep. What failed: {error}"
+        ) from error
 
 
 def _check_steps(num_steps: int) -> None:

@@ -55,6 +55,29 @@ def choices(owner: str, config: Any) -> None:
             raise ValueError(f"{owner}: {name} must be one of {', '.join(allowed)}; got {name} = {value!r}.")
 
 
+def made_for(network: Any, env: Env) -> None:
+    """Checks that a network that knows its actions has those of the environment.
+
+    Args:
+      network: any; one without an `action_space` is not checked.
+      env: the environment.
+
+    Raises:
+      ValueError: it was built for another number of actions or entries.
+    """
+    space = getattr(network, "action_space", None)
+    if space is not None and _form(space) != _form(env.action_space):
+        raise ValueError(
+            f"The network was built for actions {space}, and those of {env.name!r} are {env.action_space}. Build it "
+            "for the environment's spaces."
+        )
+
+
+def _form(space: spaces.Space) -> Any:
+    """What a network's outputs depend on."""
+    return type(space), space.shape if isinstance(space, spaces.Box) else space
+
+
 def unmasked(owner: str, env: Env) -> None:
     """Checks that an environment has no illegal actions, for algorithms that would take them.
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import jaxrl
 from jaxrl import validation
 from jaxrl.algorithms import ppo
+from jaxrl.networks.q_network import q_network
 from jaxrl.ops import minibatches
 from jaxrl.types import Objective
 
@@ -79,3 +81,36 @@ def test_ppo_refuses(change, message):
 def test_illegal_actions_are_not_ignored(name):
     with pytest.raises(ValueError, match=rf"{name}: it knows nothing of illegal actions; got 'probe/ActionMask'.*ppo"):
         jaxrl.make(name, jaxrl.make_env("probe/ActionMask"))
+
+
+CARTPOLE = jaxrl.make_env("gymnax/CartPole-v1")
+
+
+@pytest.mark.parametrize("key", [jnp.zeros(2, jnp.uint32), jax.random.split(jax.random.key(0), 3), 0])
+def test_training_takes_one_typed_key(key):
+    agent = jaxrl.ppo(CARTPOLE)
+    with pytest.raises(ValueError, match=r"one typed random key is needed; got dtype .* and shape .*jax.vmap"):
+        jaxrl.train(agent, 1)(key, agent.hyperparams())
+
+
+def test_several_values_without_a_map_are_named_with_their_shapes():
+    agent = jaxrl.ppo(CARTPOLE)
+    hparams = agent.hyperparams(learning_rate=jnp.array([1e-3, 1e-4]))
+    message = r"ppo: learning_rate has shape \(2,\) instead of \(\).*jax.vmap.*What failed: .*\(2,\)"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(jaxrl.train(agent, 1), jax.random.key(0), hparams)
+    state = jax.eval_shape(agent.init, jax.random.key(0), agent.hyperparams())
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda state: jaxrl.advance(agent, state, hparams, 1), state)
+
+
+@pytest.mark.parametrize("name", ["ppo", "trpo", "dqn"])
+def test_a_network_for_other_actions_is_refused(name):
+    other = jaxrl.make_env("gymnax/Acrobot-v1")
+    network = (
+        q_network(other.observation_space, other.action_space, 1)
+        if name == "dqn"
+        else jaxrl.actor_critic(other.observation_space, other.action_space)
+    )
+    with pytest.raises(ValueError, match=r"built for actions Discrete\(n=3\), and those of 'gymnax/CartPole-v1' are"):
+        jaxrl.make(name, CARTPOLE, network=network)

@@ -1,6 +1,6 @@
 """Does mirror descent need a trust region that is enforced? On-policy MDPO beside PPO and TRPO.
 
-    .venv/bin/python experiments/mirror-descent/run.py   about 10 minutes on 2 busy cores; --tiny to see that it works
+    .venv/bin/python experiments/mirror-descent/run.py   about 6 minutes on 2 busy cores; --tiny to see that it works
 
 Claims tried: Tomar et al. 2022 (arXiv:2005.09814), sections 4.1 and 6: on-policy MDPO is at least as good as TRPO and
 PPO, several gradient steps an iteration are needed, and a constraint as TRPO's is not.

@@ -462,6 +462,7 @@ def _link(params: PyTree, link: Any) -> PyTree:
 
 def _network(env: Env, network: QNetwork | None, head: ValueHead, config: Config) -> QNetwork:
     """The network given, or the one that the config describes; checked against the head."""
+    validation.made_for(network, env)
     observed = env.observation_space
     if head.whole and isinstance(observed, spaces.Dict) and "action_mask" in observed.names:
         raise ValueError(
