@@ -22,8 +22,8 @@ def train(algorithm: Algorithm, num_steps: int) -> Callable[[Key, Hyperparams], 
       are accepted.
 
     Raises:
-      ValueError: `num_steps` is not positive; when the function is traced, the key is no single typed key, or a leaf of
-        the hyperparameters has another shape than its default and cannot be used so.
+      ValueError: `num_steps` is not positive; when the function is traced, the key is not a typed one, or a leaf of the
+        hyperparameters has another shape than its default and cannot be used so.
 
     Example:
       >>> import jaxrl
@@ -88,11 +88,11 @@ def _scan(algorithm: Algorithm, state: State, hparams: Hyperparams, num_steps: i
 
 
 def _check_key(key: Key) -> None:
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    if not trees.is_key(key) or shape != ():
+    # Its shape is the algorithm's business: a population takes one key or one for each member.
+    if not trees.is_key(key):
         raise ValueError(
-            f"train: one typed random key is needed; got dtype {dtype} and shape {shape}. Make it with "
-            "jax.random.key(0), and for several seeds map over jax.random.split(key, num_seeds) with jax.vmap."
+            f"train: a typed random key is needed; got dtype {getattr(key, 'dtype', type(key).__name__)}. Make it with "
+            "jax.random.key(0), or of a raw one with jax.random.wrap_key_data."
         )
 
 

@@ -86,10 +86,10 @@ def test_illegal_actions_are_not_ignored(name):
 CARTPOLE = jaxrl.make_env("gymnax/CartPole-v1")
 
 
-@pytest.mark.parametrize("key", [jnp.zeros(2, jnp.uint32), jax.random.split(jax.random.key(0), 3), 0])
-def test_training_takes_one_typed_key(key):
+@pytest.mark.parametrize("key", [jnp.zeros(2, jnp.uint32), 0])
+def test_training_takes_a_typed_key(key):
     agent = jaxrl.ppo(CARTPOLE)
-    with pytest.raises(ValueError, match=r"one typed random key is needed; got dtype .* and shape .*jax.vmap"):
+    with pytest.raises(ValueError, match=r"a typed random key is needed; got dtype (uint32|int)\. Make it with"):
         jaxrl.train(agent, 1)(key, agent.hyperparams())
 
 
