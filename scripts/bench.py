@@ -5,6 +5,7 @@
     scripts/bench.py --suite resets                  what fresh, pooled and cached resets cost
     scripts/bench.py --suite algorithms              every algorithm by name with its defaults, 1 and 64 members
     scripts/bench.py --suite replay                  replay buffers, beside flashbax if it is installed
+    scripts/bench.py --suite discovery               LPG by evolution strategies, GRUs of 256 and 32 units
     scripts/bench.py --suite curves                  learning curves of 10 seeds, for docs/benchmarks.md
     scripts/bench.py --suite gpu                     every GPU measurement, under 8 minutes on one GPU
     scripts/bench.py --suite smoke                   tiny sizes, to see that it works
@@ -43,12 +44,14 @@ import jax
 import jax.numpy as jnp
 
 import jaxrl
-from jaxrl import buffers, rollout, spaces
-from jaxrl.algorithms import ppo
+from jaxrl import buffers, rollout, spaces, strategies
+from jaxrl.algorithms import lpg, ppo
 from jaxrl.algorithms.registry import ALGORITHMS
+from jaxrl.envs import grids
 from jaxrl.envs.registry import installed
 from jaxrl.meta.layout import choose_layout
 from jaxrl.networks import NetworkConfig
+from jaxrl.objectives import rules
 from jaxrl.ops import trees
 from jaxrl.ops.members import over_members
 
@@ -383,10 +386,22 @@ def _first_task(name: str) -> tuple[str, jaxrl.Algorithm | None]:
     return "", None
 
 
-def measure_algorithms(only: str, repeats: int, seconds: float = 2.0) -> Iterator[dict[str, Any]]:
-    """Algorithms and variants as `jaxrl train` makes them, for 1 and 64 members that run together on one device."""
+def measure_algorithms(
+    only: str, repeats: int, seconds: float = 2.0, longest_step: float = 20.0
+) -> Iterator[dict[str, Any]]:
+    """Algorithms and variants as `jaxrl train` makes them, for 1 and 64 members that run together on one device.
+
+    The 64 are left out where one step of theirs would take over `longest_step` seconds, or their states over a third of
+    the memory, going by what one member was seen to take.
+    """
+    seen: dict[str, tuple[float, int]] = {}
     for name, num_members in itertools.product(ALGORITHMS, (1, 64)):
         if only not in f"{name} x{num_members} ":
+            continue
+        step_seconds, num_bytes = (num_members * figure for figure in seen.get(name, (0.0, 0)))
+        if step_seconds > longest_step or num_bytes > memory() / 3:
+            reason = f"a step would take some {step_seconds:.0f} s, the states {num_bytes / 1e9:.1f} GB"
+            print(f"{name} x{num_members}: left out: {reason}", file=sys.stderr, flush=True)
             continue
         task, agent = _first_task(name)
         if agent is None:
@@ -411,6 +426,7 @@ def measure_algorithms(only: str, repeats: int, seconds: float = 2.0) -> Iterato
         # The first run is not counted: it touches memory that has only been promised.
         states, _ = once(states, 1)
         states, one = once(states, 1)
+        seen[name] = (one / num_members, trees.num_bytes(states) // num_members)
         num_steps, runs = max(1, round(seconds / one)), []
         for _ in range(repeats):
             states, taken = once(states, num_steps)
@@ -424,7 +440,69 @@ def measure_algorithms(only: str, repeats: int, seconds: float = 2.0) -> Iterato
             "run_seconds": round(run_seconds, 3),
             "steps_per_second": round(num_steps * agent.env_steps * num_members / run_seconds),
             "state_bytes_per_member": trees.num_bytes(states) // num_members,
+            "temporary_bytes_per_member": compiled.memory_analysis().temp_size_in_bytes // num_members,
         }
+
+
+TABLE = lpg.Config(num_envs=64, num_steps=20, tabular=True, optimizer="sgd")
+
+
+def measure_discovery(
+    only: str,
+    repeats: int,
+    num_candidates: int = 32,
+    num_generations: int = 2,
+    num_updates: int = 50,
+    config: lpg.Config = TABLE,
+) -> Iterator[dict[str, Any]]:
+    """Generations of LPG by evolution strategies on grids/Small: each candidate teaches a table for a whole life.
+
+    One held-out learner of each program is in the seconds and not in the steps.
+    """
+    for hidden in (256, 32):
+        name = f"lpg es grids/Small gru {hidden}"
+        if only not in name:
+            continue
+        agent = lpg.lpg(grids.make("Small"), rules.lpg(hidden=hidden, num_bins=8, core="gru"), config)
+        hparams = agent.hyperparams()
+        devices, chunk = choose_layout(agent, hparams, num_candidates)
+        search = strategies.open_es(num_candidates, strategies.pairwise)
+        outer = jaxrl.evolve(
+            agent,
+            search,
+            num_steps=num_updates,
+            num_generations=num_generations,
+            num_held_out=devices,
+            num_episodes=config.num_envs,
+            sampled=True,
+            common_keys="pairs",
+            tasks=grids.levels("Small"),
+            num_devices=devices,
+            chunk=chunk,
+        )
+        hparams = outer.hyperparams(
+            learning_rate=40.0,
+            prediction_learning_rate=4.0,
+            strategy=search.hyperparams(sigma=0.1, learning_rate=0.01, learning_rate_decay=0.999),
+        )
+        timing = timed(jaxrl.train(outer, 1), (jax.random.key(0), hparams), repeats)
+        steps = num_generations * num_candidates * num_updates * agent.env_steps
+        yield {
+            "case": name,
+            "num_seeds": num_candidates,
+            "num_devices": devices,
+            "chunk": chunk,
+            "steps_per_generation": steps // num_generations,
+            "compile_seconds": round(timing.compile_seconds, 2),
+            "run_seconds": round(timing.seconds, 3),
+            "steps_per_second": round(steps / timing.seconds),
+            "program_bytes": timing.program_bytes,
+        }
+
+
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def processor() -> str:
@@ -457,7 +535,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-SUITES = ("cpu", "gpu", "layouts", "resets", "algorithms", "replay", "curves", "smoke")
+SUITES = ("cpu", "gpu", "layouts", "resets", "algorithms", "replay", "discovery", "curves", "smoke")
 
 
 def main() -> int:
@@ -482,6 +560,8 @@ def main() -> int:
         results = measure_algorithms(arguments.only, arguments.repeats)
     elif arguments.suite == "layouts":
         results = measure_layouts(arguments.only, arguments.repeats)
+    elif arguments.suite == "discovery":
+        results = measure_discovery(arguments.only, arguments.repeats)
     elif arguments.suite == "curves":
         results = measure_curves(arguments.only)
     else:

@@ -104,7 +104,7 @@ def read_any(path: Path | str, num_points: int = 50) -> xarray.Dataset:
     if (Path(path) / "sweep.json").exists():
         return read_results(path)
     run = Run.open(path)
-    metrics, evaluations, ended = run.metrics(), run.evaluations(), _results(Path(path))
+    metrics, evaluations, ended = run.metrics(), run.evaluations(), run.results()
     if not metrics:
         raise ValueError(f"{path} has no metrics yet: train it for at least one segment.")
     num_points = min(num_points, metrics.sizes["step"])
@@ -135,7 +135,7 @@ def _of_batch(sweep: Sweep, batch: Batch) -> dict[str, np.ndarray]:
     metrics = run.metrics()
     if metrics and sweep.is_whole(batch):
         found |= dict(_on_points(metrics.isel(seed=slice(0, num)), sweep.plan.num_points))
-    results = _results(folder)
+    results = run.results()
     if results:
         found["diverged_at"] = _diverged(results["seeds"][:num])
     evaluations = run.evaluations()
@@ -171,13 +171,6 @@ def _on_points(metrics: xarray.Dataset, num_points: int) -> Iterator[tuple[str, 
         count = sums["episode/count"]
         returns = np.divide(sums["episode/return_sum"], count, out=np.full(count.shape, np.nan), where=count > 0)
         yield "return", returns.T.astype(np.float32)
-
-
-def _results(folder: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((folder / "results.json").read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _in_cells(rows: np.ndarray | None, cells: np.ndarray, tail: tuple[int, ...]) -> np.ndarray:
