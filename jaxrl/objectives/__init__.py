@@ -2,7 +2,20 @@
 
 from jaxrl.objectives.learned import LPO, drift_objective, drift_of, lpo, ppo_drift
 from jaxrl.objectives.mixture import PMOE, pmoe
-from jaxrl.objectives.surrogate import DPO, MDPO, SPO, Clip, KLPenalty, clip, dpo, kl_penalty, mdpo, spo
+from jaxrl.objectives.surrogate import (
+    DPO,
+    MDPO,
+    SPO,
+    AlphaPenalty,
+    Clip,
+    KLPenalty,
+    alpha_penalty,
+    clip,
+    dpo,
+    kl_penalty,
+    mdpo,
+    spo,
+)
 from jaxrl.objectives.weighted import AWR, VMPO, Multipliers, awr, policy_gradient, vmpo
 
 __all__ = [
@@ -13,9 +26,11 @@ __all__ = [
     "PMOE",
     "SPO",
     "VMPO",
+    "AlphaPenalty",
     "Clip",
     "KLPenalty",
     "Multipliers",
+    "alpha_penalty",
     "awr",
     "clip",
     "dpo",

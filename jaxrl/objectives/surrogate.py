@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from jaxrl.ops.distributions import alpha_divergence
 from jaxrl.types import Metrics, Objective, PolicyInputs, memoize
 
 
@@ -37,6 +38,19 @@ class KLPenalty:
       beta: weight of the KL divergence.
     """
 
+    beta: Float[Array, ""]
+
+
+@struct.dataclass
+class AlphaPenalty:
+    """Coefficients of `alpha_penalty`.
+
+    Attributes:
+      alpha: α, which divergence.
+      beta: its weight.
+    """
+
+    alpha: Float[Array, ""]
     beta: Float[Array, ""]
 
 
@@ -158,6 +172,51 @@ def kl_penalty(beta: float = 1.0) -> Objective:
         return -jnp.mean(gain), {"policy/penalty": jnp.mean(divergence)}
 
     return Objective(init, loss, name="kl_penalty")
+
+
+@memoize
+def alpha_penalty(alpha: float = 0.5, beta: float = 1.0) -> Objective:
+    """The surrogate with a penalty from the family of α-divergences, to be minimized.
+
+        L = -E[ r A - β D_α(π(·|s) ‖ π_proximal(·|s)) ]
+
+    α = 0 is `kl_penalty`, α = 1 the divergence of `mdpo`, ½ Hellinger's, 2 Pearson's χ²; in between they go over into
+    one another. Which one it is, is a number among the coefficients, so a sweep or a search may choose it in one
+    program. The divergence is of whole distributions, exact (`jaxrl.ops.distributions.alpha_divergence`).
+
+    Args:
+      alpha: the default of the coefficient `alpha`. For Gaussian policies keep it in [0, 1].
+      beta: the default of the coefficient `beta`.
+
+    Returns:
+      The objective; its params are an `AlphaPenalty`. Metric `policy/penalty`: the mean divergence.
+
+    Raises:
+      ValueError: `alpha` is not finite or `beta` is negative; when it is used, the policy is a mixture.
+
+    Source: Belousov and Peters 2017, arXiv:1801.00056, for the family; they solve the constrained problem in closed
+    form, here it is a penalty as in PPO, eq. 8.
+
+    Example:
+      >>> alpha_penalty(alpha=2.0).init(jax.random.key(0)).alpha.item()
+      2.0
+    """
+    if not math.isfinite(alpha) or not beta >= 0:
+        raise ValueError(
+            f"alpha_penalty: alpha must be finite and beta not negative; got alpha = {alpha}, beta = {beta}."
+        )
+
+    def init(key: jax.Array) -> AlphaPenalty:
+        del key
+        return AlphaPenalty(alpha=jnp.float32(alpha), beta=jnp.float32(beta))
+
+    def loss(params: AlphaPenalty, inputs: PolicyInputs) -> tuple[Float[Array, ""], Metrics]:
+        ratio, weight = ratios(inputs)
+        divergence = alpha_divergence(inputs.policy, inputs.proximal_policy, params.alpha)
+        gain = weight * ratio * inputs.advantage - params.beta * divergence
+        return -jnp.mean(gain), {"policy/penalty": jnp.mean(divergence)}
+
+    return Objective(init, loss, name="alpha_penalty")
 
 
 @memoize

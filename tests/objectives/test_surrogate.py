@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from objectives import batches
-from objectives.batches import ADVANTAGE, BEHAVIOR_LOGITS, LOGITS, PROXIMAL_LOGITS, kl, taken
+from objectives.batches import ADVANTAGE, BEHAVIOR_LOGITS, LOGITS, PROXIMAL_LOGITS, kl, log_probs, taken
 
-from jaxrl.objectives import clip, dpo, kl_penalty, mdpo, policy_gradient, spo
+from jaxrl.objectives import alpha_penalty, clip, dpo, kl_penalty, mdpo, policy_gradient, spo
 
-SURROGATES = {"clip": clip(), "kl_penalty": kl_penalty(), "spo": spo(), "dpo": dpo(), "mdpo": mdpo()}
+SURROGATES = {x.name: x for x in (alpha_penalty(), clip(), kl_penalty(), spo(), dpo(), mdpo())}
 PROGRESS = 0.25
 
 
@@ -35,8 +35,15 @@ def clip_drift(r, advantage, epsilon=0.2):
     return relu((r - np.clip(r, 1 - epsilon, 1 + epsilon)) * advantage)
 
 
+def hellinger(logits, other_logits):
+    """Squared, in float64."""
+    root, other = (np.exp(log_probs(x) / 2) for x in (logits, other_logits))
+    return ((root - other) ** 2).sum(-1) / 2
+
+
 # Gain of each sample in NumPy, before its weight, and what is subtracted from it beside.
 GAIN = {
+    "alpha_penalty": lambda r, a: r * a,
     "clip": lambda r, a: np.minimum(r * a, np.clip(r, 0.8, 1.2) * a),
     "kl_penalty": lambda r, a: r * a,
     "spo": lambda r, a: r * a - np.abs(a) * (r - 1) ** 2 / (2 * 0.2),
@@ -44,6 +51,7 @@ GAIN = {
     "mdpo": lambda r, a: r * a,
 }
 PENALTY = {
+    "alpha_penalty": lambda: 4 * hellinger(LOGITS, PROXIMAL_LOGITS),
     "kl_penalty": lambda: kl(PROXIMAL_LOGITS, LOGITS),
     "mdpo": lambda: kl(LOGITS, PROXIMAL_LOGITS) / (1 - PROGRESS),
 }
@@ -171,6 +179,7 @@ def test_the_mdpo_step_size_falls_to_zero_with_progress():
     "name, metric, expected",
     [
         ("clip", "policy/clip_fraction", lambda r: np.mean(np.abs(r - 1) > 0.2)),
+        ("alpha_penalty", "policy/penalty", lambda r: np.mean(4 * hellinger(LOGITS, PROXIMAL_LOGITS))),
         ("kl_penalty", "policy/penalty", lambda r: np.mean(kl(PROXIMAL_LOGITS, LOGITS))),
         ("spo", "policy/ratio_deviation", lambda r: np.mean(np.abs(r - 1))),
         ("dpo", "policy/drift", lambda r: np.mean(dpo_drift(r, ADVANTAGE))),
@@ -183,10 +192,19 @@ def test_metrics(name, metric, expected):
     assert metrics[metric] == pytest.approx(expected(np.exp(taken(LOGITS) - taken(PROXIMAL_LOGITS))), abs=1e-6)
 
 
+@pytest.mark.parametrize("alpha, like", [(0.0, kl_penalty()), (1.0, mdpo())])
+def test_the_alpha_penalty_ends_at_those_with_kl(alpha, like):
+    inputs = batches.batch(behavior=BEHAVIOR_LOGITS)
+    actual, expected = (float(batches.loss(x, inputs)) for x in (alpha_penalty(alpha), like))
+    assert actual == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "factory, message",
     [
         (lambda: clip(0.0), "epsilon must be positive; got epsilon = 0.0"),
+        (lambda: alpha_penalty(float("inf")), "alpha must be finite and beta not negative; got alpha = inf"),
+        (lambda: alpha_penalty(beta=-1.0), "got alpha = 0.5, beta = -1.0"),
         (lambda: kl_penalty(-1.0), "beta must not be negative; got beta = -1.0"),
         (lambda: spo(float("nan")), "epsilon must be positive; got epsilon = nan"),
         (lambda: dpo(alpha=0.0), "alpha and beta must be positive; got alpha = 0.0, beta = 0.6"),

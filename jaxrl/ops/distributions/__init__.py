@@ -23,6 +23,7 @@ from jaxrl.ops.distributions.autoregressive import (
 )
 from jaxrl.ops.distributions.bang_bang import BangBang
 from jaxrl.ops.distributions.categorical import Categorical, MultiCategorical, masked_categorical
+from jaxrl.ops.distributions.divergences import alpha_divergence
 from jaxrl.ops.distributions.gaussian import Gaussian, TanhGaussian
 from jaxrl.ops.distributions.mixture import GaussianMixture
 
@@ -40,6 +41,7 @@ __all__ = [
     "GaussianMixture",
     "MultiCategorical",
     "TanhGaussian",
+    "alpha_divergence",
     "check_num_joint_actions",
     "masked_categorical",
 ]
