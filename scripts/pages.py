@@ -1,14 +1,15 @@
 """The pages that say what there is, made from the repository itself.
 
-    scripts/pages.py            writes docs/papers.md, docs/experiments.md and the tables of README.md
+    scripts/pages.py            writes docs/papers.md, docs/experiments.md, docs/speed.md and the tables of README.md
     scripts/pages.py --check    writes nothing, and names those that are not as they would be written
 
 docs/papers.md gathers the tables of all pages that have a column for a paper, a source or the evidence.
-docs/experiments.md takes question, command, figure and answer from each experiment's README.md. README.md lists what
-the registries hold, between two comments.
+docs/experiments.md takes question, command, figure and answer from each experiment's README.md. docs/speed.md shows
+docs/speed.csv, which scripts/bench.py wrote. README.md lists what the registries hold, between two comments.
 """
 
 import argparse
+import csv
 import re
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- made by scripts/pages.py -->", "<!-- end -->"
 _WIDTH = 120
-_MADE = ("papers.md", "experiments.md")
+_TEMPORARY = "temporary_bytes_per_member"
+_MADE = ("papers.md", "experiments.md", "speed.md")
 # Columns of the gathered tables, and what pages call them.
 _COLUMNS = {
     "paper": ("paper", "source"),
@@ -221,6 +223,39 @@ def experiments_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def speed_page() -> str:
+    """What `scripts/bench.py --suite algorithms` measured, one row an algorithm."""
+    with (ROOT / "docs" / "speed.csv").open(newline="") as file:
+        measured = list(csv.DictReader(file))
+    cases: dict[tuple[str, str], dict[int, dict[str, str]]] = {}
+    for row in measured:
+        name, task, _ = row["case"].split()
+        cases.setdefault((name, task), {})[int(row["num_seeds"])] = row
+    figures = {"compile_seconds": "{:.1f}", "steps_per_second": "{:,.0f}"}
+    body = []
+    for (name, task), by_members in sorted(cases.items()):
+        cells = [
+            figures[field].format(float(by_members[members][field])) if members in by_members else ""
+            for field in figures
+            for members in (1, 64)
+        ]
+        memory = [f"{int(by_members[1][field]) / 1e6:,.2f}" for field in ("state_bytes_per_member", _TEMPORARY)]
+        body.append([f"`{name}`", task.rpartition("/")[2], *cells, *memory])
+    header = ["algorithm", "task", "compile, 1", "64", "steps/s, 1", "64", "state, MB", "temporary, MB"]
+    names = ", ".join(f"`{name}`" for name in registered() if name not in {name for name, _ in cases})
+    missing = f" Not run: {names}." if names else ""
+    about = {(row["processor"], row["jax"], row["python"], row["time"][:10]) for row in measured}
+    machines = "; ".join(f"{cpu}, jax {jax}, Python {python}, {day}" for cpu, jax, python, day in sorted(about))
+    text = f"""Made by scripts/pages.py from docs/speed.csv, which `taskset -c 0 python scripts/bench.py --suite
+algorithms --cores 1 --out docs/speed.csv` wrote: one core, while others ran on the second ({machines}). Each algorithm
+has the defaults of its name, so rows differ by how much they learn from a step (replay ratio, batch, network) more than
+by how well they are written. Seconds to compile `init` and `step`; environment steps a second over all members, in
+training; bytes of one member's state and of what its program needs for a while. Where 64 members are missing, a step of
+theirs would have taken over 20 seconds or their states over a third of the memory.{missing} Beside other libraries at
+equal settings: [benchmarks](benchmarks.md)."""
+    return f"# Speed of each algorithm\n\n{_filled(text)}\n\n{_table(header, body)}\n"
+
+
 def folders_of_experiments() -> list[Path]:
     """The folders of experiments/."""
     return sorted(path for path in (ROOT / "experiments").iterdir() if any(path.glob("*.py")))
@@ -255,7 +290,12 @@ def readme() -> str:
 
 def made() -> dict[str, str]:
     """Each page by its path in the repository, as it should be."""
-    return {"docs/papers.md": papers_page(), "docs/experiments.md": experiments_page(), "README.md": readme()}
+    return {
+        "docs/papers.md": papers_page(),
+        "docs/experiments.md": experiments_page(),
+        "docs/speed.md": speed_page(),
+        "README.md": readme(),
+    }
 
 
 def stale() -> list[str]:
