@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import jaxrl
 from jaxrl.algorithms import ppo
 from jaxrl.analysis import statistics, style
+from jaxrl.analysis.spans import draw_spans, span_returns
 from jaxrl.networks import NetworkConfig
 from jaxrl.networks.actor_critic import Policy
 
@@ -66,15 +67,7 @@ def run(
         evaluate = jax.jit(jax.vmap(jaxrl.evaluate(agent, 64, sampled=sampled), (0, 0, None)))
         episodes = evaluate(jax.random.split(jax.random.key(1), num_seeds), states, hparams.env)
         finals.append(np.asarray(episodes.mean_return))
-    spans = [
-        [chunk.sum(-1) for chunk in np.array_split(np.asarray(metrics[name]), NUM_POINTS, axis=-1)]
-        for name in ("episode/return_sum", "episode/count")
-    ]
-    total, count = np.moveaxis(np.asarray(spans), -1, 1)
-    curve = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    # Without this a span would be the mean of those seeds only whose episodes happen to end in it.
-    last = np.maximum.accumulate(np.where(np.isnan(curve), 0, np.arange(NUM_POINTS)), axis=-1)
-    return np.take_along_axis(curve, last, axis=-1), finals[0], finals[1]
+    return span_returns(metrics, NUM_POINTS), finals[0], finals[1]
 
 
 def interval(values: np.ndarray) -> str:
@@ -108,10 +101,7 @@ def main() -> None:
                 f"{time.perf_counter() - begin:.0f} |",
                 flush=True,
             )
-            steps = (np.arange(NUM_POINTS) + 0.5) / NUM_POINTS * num_steps
-            low, high = statistics.bootstrap_interval(curve.T, statistics.mean)
-            panel.plot(steps, statistics.mean(curve.T), color=style.COLORS[i], linestyle=style.DASHES[i], label=head)
-            panel.fill_between(steps, low, high, color=style.COLORS[i], alpha=0.2, linewidth=0)
+            draw_spans(panel, curve, num_steps, index=i, label=head)
         panel.set(title=task.split("/")[1], xlabel="environment steps")
         style.tidy(panel)
     panels[0, 0].set_ylabel("return while training")

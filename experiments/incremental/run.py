@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt
 import jaxrl
 from jaxrl.algorithms import avg, sac
 from jaxrl.analysis import statistics, style
+from jaxrl.analysis.spans import draw_spans, span_returns
 from jaxrl.meta.layout import choose_layout
 from jaxrl.networks.control import ControlConfig
 from jaxrl.networks.streaming import StreamingConfig
@@ -40,6 +41,7 @@ GRID = {
     "entropy": (0.02, 0.1, 0.5),
 }
 HIDDEN = (32, 32)
+NUM_SPANS = 20
 
 
 def incremental(scale_errors: bool = True, unit_features: bool = True, normalize_observations: bool = True) -> Any:
@@ -77,7 +79,7 @@ ARMS: dict[str, Callable[[jaxrl.Env], tuple[jaxrl.Algorithm, str]]] = {
 def curves(
     agent: jaxrl.Algorithm, entropy: str, gamma: float, settings: list[dict[str, float]], keys: jax.Array, steps: int
 ) -> np.ndarray:
-    """Mean return of the episodes that ended in each twentieth of training, [settings, seeds, 20].
+    """Mean return of the episodes that ended in each twentieth of training, [settings, seeds, `NUM_SPANS`].
 
     A member whose parameters are no longer finite has the worst return of the others.
     """
@@ -89,16 +91,13 @@ def curves(
     axes = dataclasses.replace(jax.tree.map(lambda _: None, hparams), **dict.fromkeys(leaves, 0))
     num_iterations = steps // agent.env_steps
 
-    def one(key: jax.Array, hparams: Any) -> tuple[jax.Array, jax.Array]:
+    def one(key: jax.Array, hparams: Any) -> dict[str, jax.Array]:
         metrics = jaxrl.train(agent, num_iterations)(key, hparams)[1]
-        return metrics["episode/return_sum"], metrics["episode/count"]
+        return {name: metrics[name] for name in ("episode/return_sum", "episode/count")}
 
     layout = choose_layout(agent, agent.hyperparams(), len(pairs))
     run = over_members(one, (0, axes), *layout)
-    total, count = map(np.asarray, jax.jit(run)(jnp.tile(keys, len(settings)), hparams))
-    spans = lambda values: np.stack([part.sum(-1) for part in np.array_split(values, 20, axis=-1)], -1)
-    total, count = spans(total), spans(count)
-    returns = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    returns = span_returns(jax.jit(run)(jnp.tile(keys, len(settings)), hparams), NUM_SPANS, "nan")
     returns = np.where(np.isfinite(returns), returns, np.nanmin(np.where(np.isfinite(returns), returns, np.nan)))
     return returns.reshape(len(settings), len(keys), -1)
 
@@ -142,16 +141,7 @@ def main() -> None:
             best = settings[int(searched.argmax())]
             found = curves(agent, entropy, gamma, [best], keys_figure, num_steps)[0]
             rows[arm] = searched, best, found, time.perf_counter() - begin
-            steps = (np.arange(20) + 0.5) / 20 * num_steps
-            low, high = statistics.bootstrap_interval(found.T, statistics.mean)
-            panel.plot(
-                steps,
-                found.mean(0),
-                color=style.COLORS[i % len(style.COLORS)],
-                linestyle=style.DASHES[i % len(style.DASHES)],
-                label=arm,
-            )
-            panel.fill_between(steps, low, high, color=style.COLORS[i % len(style.COLORS)], alpha=0.15, linewidth=0)
+            draw_spans(panel, found, num_steps, index=i, label=arm)
         # A tenth of what lies between the best and the worst setting of all arms.
         every = np.concatenate([row[0] for row in rows.values()])
         near = every.max() - 0.1 * (every.max() - every.min())

@@ -23,6 +23,7 @@ import jaxrl
 from jaxrl import objectives
 from jaxrl.algorithms import ppo, trpo
 from jaxrl.analysis import statistics, style
+from jaxrl.analysis.spans import draw_spans, span_returns
 
 # Task: discount. The steps of a Pendulum matter for a second or two, those of the others for the whole episode.
 TASKS = {"gymnax/Pendulum-v1": 0.95, "gymnax/MountainCarContinuous-v0": 0.99, "gymnax/Acrobot-v1": 0.99}
@@ -69,14 +70,7 @@ def run(task: str, gamma: float, arm: str, num_seeds: int, num_steps: int) -> tu
     states, metrics = jax.jit(jax.vmap(jaxrl.train(agent, iterations), (0, None)))(keys, hparams)
     evaluate = jax.jit(jax.vmap(jaxrl.evaluate(agent, 64), (0, 0, None)))
     episodes = evaluate(jax.random.split(jax.random.key(1), num_seeds), states, hparams.env)
-    total, count = (
-        np.stack([part.sum(-1) for part in np.array_split(np.asarray(metrics[name]), NUM_POINTS, axis=-1)], -1)
-        for name in ("episode/return_sum", "episode/count")
-    )
-    curve = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    # Without this a span would be the mean of those seeds only whose episodes happen to end in it.
-    last = np.maximum.accumulate(np.where(np.isnan(curve), 0, np.arange(NUM_POINTS)), axis=-1)
-    return np.take_along_axis(curve, last, axis=-1), np.asarray(episodes.mean_return)
+    return span_returns(metrics, NUM_POINTS), np.asarray(episodes.mean_return)
 
 
 def interval(values: np.ndarray) -> str:
@@ -106,16 +100,7 @@ def main() -> None:
             begin = time.perf_counter()
             curve, final = run(task, TASKS.get(task, 0.99), arm, num_seeds, num_steps)
             results[arm] = curve, final, time.perf_counter() - begin
-            steps = (np.arange(NUM_POINTS) + 0.5) / NUM_POINTS * num_steps
-            low, high = statistics.bootstrap_interval(curve.T, statistics.iqm)
-            panel.plot(
-                steps,
-                statistics.iqm(curve.T),
-                color=style.COLORS[i],
-                linestyle=style.DASHES[i % len(style.DASHES)],
-                label=arm,
-            )
-            panel.fill_between(steps, low, high, color=style.COLORS[i], alpha=0.15, linewidth=0)
+            draw_spans(panel, curve, num_steps, statistics.iqm, i, arm)
         for arm, (curve, final, seconds) in results.items():
             better = float(statistics.probability_of_improvement(final, results["ppo"][1]))
             row = [task, arm, interval(final), interval(curve[:, -1]), f"{better:.2f}", f"{seconds:.0f}"]
