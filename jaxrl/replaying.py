@@ -14,11 +14,11 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import buffers, rollout, spaces, validation
+from jaxrl import buffers, chunks, rollout, spaces, validation
 from jaxrl.alternating import Draws, Order, alternate, last_of_each, order
 from jaxrl.buffers import Buffer, BufferState, Experience, NStep, Sample
 from jaxrl.networks.actor_critic import to_env_action
-from jaxrl.ops import schedules, statistics
+from jaxrl.ops import reward_scaling, schedules, statistics
 from jaxrl.ops.optimizers import Optimizer
 from jaxrl.types import Env, EnvParams, Key, Memory, Metrics, Observation
 
@@ -52,6 +52,7 @@ class State:
       actor: environments in progress.
       buffer: replay.
       observation_statistics: running, () if observations are not normalized.
+      reward_scale: by what drawn rewards are divided, () if they are not.
       acting: hyperparameters that `act` reads.
       num_steps: steps of the algorithm done.
     """
@@ -61,6 +62,7 @@ class State:
     actor: rollout.ActorState
     buffer: BufferState
     observation_statistics: statistics.RunningStatistics | tuple[()]
+    reward_scale: reward_scaling.ReturnScale | tuple[()]
     acting: PyTree
     num_steps: Int[Array, ""]
 
@@ -72,7 +74,7 @@ class State:
     @property
     def world(self) -> "World":
         """What collecting changes."""
-        return World(self.actor, self.buffer, self.observation_statistics)
+        return World(self.actor, self.buffer, self.observation_statistics, self.reward_scale)
 
 
 class World(NamedTuple):
@@ -82,15 +84,33 @@ class World(NamedTuple):
       actor: environments in progress.
       buffer: replay.
       seen: statistics of the observations, or () if they are not normalized.
+      reward_scale: of the returns, or () if rewards are not divided by anything.
     """
 
     actor: rollout.ActorState
     buffer: BufferState
     seen: statistics.RunningStatistics | tuple[()]
+    reward_scale: reward_scaling.ReturnScale | tuple[()]
 
     def normalized(self, obs: Observation) -> Observation:
         """Observations as the networks see them: by their statistics, if there are any."""
         return obs if isinstance(self.seen, tuple) else statistics.normalize(self.seen, obs)
+
+    def observe(self, batch: rollout.Transition, gamma: Float[Array, ""]) -> "World":
+        """With a rollout in the statistics, if there are any."""
+        seen, scale = self.seen, self.reward_scale
+        if not isinstance(seen, tuple):
+            seen = statistics.update_statistics(seen, batch.obs, 2)
+        if not isinstance(scale, tuple):
+            scale = reward_scaling.observe_returns(scale, batch.reward, batch.ended, gamma)
+        return self._replace(seen=seen, reward_scale=scale)
+
+    def scaled(self, batch: NStep, bound: Float[Array, ""] | float) -> NStep:
+        """Transitions with rewards that make returns of at most the bound, if rewards are scaled."""
+        if isinstance(self.reward_scale, tuple):
+            return batch
+        divisor = reward_scaling.return_divisor(self.reward_scale, bound)
+        return dataclasses.replace(batch, reward=batch.reward / divisor)
 
 
 class _Learning(NamedTuple):
@@ -112,7 +132,9 @@ class Frame(NamedTuple):
 
     Attributes:
       env: the environment.
-      config: with the fields that `check_config` names; with `prioritized`, if it has that, replay is by priority.
+      config: with the fields that `check_config` names; with `prioritized`, if it has that, replay is by priority, with
+        `normalize_rewards` the rewards drawn are divided by what bounds their returns, with a `length` above 1 each
+        transition drawn has that many actions in a row, with `returns` of retrace whole windows are drawn.
       plan: how rounds and updates follow each other.
       buffer: draws batches.
       reset: where new episodes start.
@@ -130,6 +152,16 @@ class Frame(NamedTuple):
         return getattr(self.config, "prioritized", False)
 
     @property
+    def length(self) -> int:
+        """Actions of a transition drawn."""
+        return getattr(self.config, "length", 1)
+
+    @property
+    def draws_windows(self) -> bool:
+        """Whether a batch is all rows of its windows, instead of one transition over each."""
+        return getattr(self.config, "returns", "n_step") == "retrace"
+
+    @property
     def env_steps(self) -> int:
         """Transitions of one step of the algorithm."""
         return self.config.num_envs * self.config.num_steps * self.config.num_rounds
@@ -139,7 +171,15 @@ class Frame(NamedTuple):
         """(rounds, steps, environments) of one step of the algorithm."""
         return self.config.num_rounds, self.config.num_steps, self.config.num_envs
 
-    def start(self, key: Key, env_params: EnvParams, memory: Memory = (), replay: PyTree = ()) -> World:
+    def start(
+        self,
+        key: Key,
+        env_params: EnvParams,
+        memory: Memory = (),
+        replay: PyTree = (),
+        gamma: Float[Array, ""] | float = 0.0,
+        extras: PyTree = (),
+    ) -> World:
         """Environments after the random warm-up, and the buffer with it.
 
         Args:
@@ -147,16 +187,21 @@ class Frame(NamedTuple):
           env_params: parameters of the environment.
           memory: initial memory of what acts, leaves [B, ...].
           replay: coefficients of the buffer, `buffer.hyperparams()`.
+          gamma: discount of the returns that rewards are scaled by.
+          extras: what is stored of each random action besides.
         """
         key_actor, key_warmup = jax.random.split(key)
         actor = rollout.start(key_actor, self.env, env_params, self.config.num_envs, memory, self.reset)
         actor, batch = warm_up(key_warmup, self.env, env_params, actor, self.config.num_warmup_steps, self.reset)
-        rows, seen = experience(batch), ()
+        shape = batch.reward.shape
+        extras = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x))), extras)
+        rows, seen, scale = experience(dataclasses.replace(batch, extras=extras)), (), ()
         stored = self.buffer.add(replay, self.buffer.init(jax.tree.map(lambda x: x[0, 0], rows)), rows)
         if self.config.normalize_observations:
-            one = jax.tree.map(lambda x: x[0, 0], batch.obs)
-            seen = statistics.update_statistics(statistics.init_statistics(one), batch.obs, 2)
-        return World(actor, stored, seen)
+            seen = statistics.init_statistics(jax.tree.map(lambda x: x[0, 0], batch.obs))
+        if getattr(self.config, "normalize_rewards", False):
+            scale = reward_scaling.init_return_scale(self.config.num_envs)
+        return World(actor, stored, seen, scale).observe(batch, jnp.asarray(gamma, jnp.float32))
 
     def progress(self, num_steps: Array, horizon: Float[Array, ""]) -> Float[Array, ""]:
         """Share of the horizon that so many steps of the algorithm are."""
@@ -174,11 +219,12 @@ class Frame(NamedTuple):
         env_params: EnvParams,
         gamma: Float[Array, ""],
         draws: Draws,
-        behave: Callable[[Learner, Any, Observation, Memory, Array], tuple[Array, Memory]],
-        critic: Callable[[Learner, Any, NStep], Any],
+        behave: Callable[[Learner, Any, Observation, Memory, Array], tuple[Any, ...]],
+        critic: Callable[[Learner, Any, Any], Any],
         policy: Callable[[Learner, Any, Observation], tuple[Learner, Metrics]],
         replay: PyTree = (),
         progress: Float[Array, ""] | float = 0.0,
+        return_bound: Float[Array, ""] | float = 1.0,
     ) -> tuple[tuple[Learner, World], Metrics]:
         """One step of the algorithm: rounds of collecting, critic updates and policy updates.
 
@@ -190,12 +236,15 @@ class Frame(NamedTuple):
           gamma: discount of the transitions over n steps.
           draws: the agent's random numbers: of collecting, leaves [R, T, ...]; of critics [R, U, ...]; of policies
             [P, ...].
-          behave: `(learner, draw, obs [B], memory [B], start [B]) -> (action [B, ...], memory)`.
+          behave: `(learner, draw, obs [B], memory [B], start [B]) -> (action [B, ...], memory)`, and what else is to be
+            stored after these.
           critic: `(learner, draw, batch [N]) -> (learner, metrics)`, and with replay by priority the error of each
-            transition [N] after these; the batch then has its importance weights.
+            transition [N] after these; the batch then has its importance weights. The batch is an `NStep`, or an
+            `Experience` [n, N] if whole windows are drawn.
           policy: `(learner, draw, obs [N]) -> (learner, metrics)`; its batch is that of the critic's update before it.
           replay: coefficients of the buffer, `buffer.hyperparams()`.
           progress: of the training, from 0 to 1, which the importance weights follow.
+          return_bound: of returns, where rewards are scaled.
 
         Returns:
           Learner and world, and the metrics of all rounds in one.
@@ -214,26 +263,36 @@ class Frame(NamedTuple):
 
         def collect(learning: _Learning, world: World, row: Any) -> tuple[_Learning, World, Metrics]:
             def act(draw: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-                action, memory = behave(learning.learner, draw, world.normalized(obs), memory, start)
-                return action, to_env_action(self.env.action_space, action), memory, ()
+                action, memory, *extras = behave(learning.learner, draw, world.normalized(obs), memory, start)
+                return action, to_env_action(self.env.action_space, action), memory, extras[0] if extras else ()
 
             key, own = row
             actor, batch, metrics = rollout.collect(key, self.env, env_params, world.actor, act, own, self.reset)
-            seen = world.seen
-            if not isinstance(seen, tuple):
-                seen = statistics.update_statistics(seen, batch.obs, 2)
             stored = dataclasses.replace(world.buffer, priorities=learning.priorities)
             stored = self.buffer.add(replay, stored, experience(batch))
             learning = learning._replace(priorities=stored.priorities)
-            return learning, World(actor, dataclasses.replace(stored, priorities=()), seen), metrics
+            world = world._replace(actor=actor, buffer=dataclasses.replace(stored, priorities=()))
+            world = world.observe(batch, gamma)
+            if not isinstance(world.reward_scale, tuple):
+                metrics["reward/divisor"] = reward_scaling.return_divisor(world.reward_scale, return_bound)
+            return learning, world, metrics
+
+        def batch_of(world: World, drawn: Sample) -> Any:
+            items, index = world.buffer.items, drawn.index
+            if self.draws_windows:
+                rows: Experience = buffers.windows(items, index, config.n_step)
+                obs, next_obs = world.normalized(rows.obs), world.normalized(rows.next_obs)
+                return dataclasses.replace(rows, obs=obs, next_obs=next_obs)
+            batch = buffers.n_step(items, index, config.n_step, gamma)
+            action = chunks.taken(items, index, self.length) if self.length > 1 else batch.action
+            obs, next_obs = world.normalized(batch.obs), world.normalized(batch.next_obs)
+            weight = drawn.weight if self.prioritized else ()
+            batch = dataclasses.replace(batch, obs=obs, action=action, next_obs=next_obs, weight=weight)
+            return world.scaled(batch, return_bound)
 
         def critic_update(learning: _Learning, row: Any, world: World) -> tuple[_Learning, Metrics]:
             drawn = sampled(world, learning.priorities, row[0])
-            batch = buffers.n_step(world.buffer.items, drawn.index, config.n_step, gamma)
-            obs, next_obs = world.normalized(batch.obs), world.normalized(batch.next_obs)
-            weight = drawn.weight if self.prioritized else ()
-            batch = dataclasses.replace(batch, obs=obs, next_obs=next_obs, weight=weight)
-            learner, metrics, *errors = critic(learning.learner, row[1], batch)
+            learner, metrics, *errors = critic(learning.learner, row[1], batch_of(world, drawn))
             if not self.prioritized:
                 return learning._replace(learner=learner), metrics
             priorities = self.buffer.update(replay, learning.priorities, drawn.index, errors[0])
@@ -272,7 +331,8 @@ def frame(owner: str, env: Env, config: Any) -> Frame:
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(config.num_envs)
     make_buffer = buffers.prioritized if getattr(config, "prioritized", False) else buffers.uniform
-    buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, config.n_step)
+    num_rows = max(config.n_step, getattr(config, "length", 1))
+    buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, num_rows)
     return Frame(env, config, plan, buffer, reset)
 
 
@@ -376,13 +436,15 @@ def check_config(owner: str, config: Any) -> None:
     Args:
       owner: the algorithm, for messages.
       config: with num_envs, num_steps, num_updates, num_rounds, policy_delay, batch_size, capacity, num_warmup_steps
-        and n_step.
+        and n_step; its `length`, if it has that, is checked too.
 
     Raises:
       ValueError: a count is not positive, a choice unknown, or rows would be split at the buffer's end.
     """
     names = "num_envs num_steps num_updates num_rounds policy_delay batch_size capacity num_warmup_steps n_step"
+    length = getattr(config, "length", 1)
     validation.counts(owner, config, names.split())
+    validation.count(owner, "length", length)
     validation.choices(owner, config)
     num_rows = config.capacity // config.num_envs
     added = (config.num_steps, config.num_warmup_steps)
@@ -393,9 +455,9 @@ def check_config(owner: str, config: Any) -> None:
             f"num_envs = {config.num_envs}, num_steps = {config.num_steps}, "
             f"num_warmup_steps = {config.num_warmup_steps}."
         )
-    if config.num_warmup_steps % config.num_steps or config.num_warmup_steps < config.n_step:
+    if config.num_warmup_steps % config.num_steps or config.num_warmup_steps < max(config.n_step, length):
         raise ValueError(
-            f"{owner}: num_warmup_steps must be a multiple of num_steps and at least n_step, so that there is "
-            f"something to draw; got num_warmup_steps = {config.num_warmup_steps}, num_steps = {config.num_steps}, "
-            f"n_step = {config.n_step}."
+            f"{owner}: num_warmup_steps must be a multiple of num_steps and at least n_step and length, so that there "
+            f"is something to draw; got num_warmup_steps = {config.num_warmup_steps}, num_steps = {config.num_steps}, "
+            f"n_step = {config.n_step}, length = {length}."
         )

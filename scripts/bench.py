@@ -431,7 +431,7 @@ def measure_algorithms(
         for _ in range(repeats):
             states, taken = once(states, num_steps)
             runs.append(taken)
-        run_seconds = statistics.median(runs)
+        run_seconds, analysis = statistics.median(runs), compiled.memory_analysis()
         yield {
             "case": f"{name} {task} x{num_members}",
             "num_seeds": num_members,
@@ -440,7 +440,7 @@ def measure_algorithms(
             "run_seconds": round(run_seconds, 3),
             "steps_per_second": round(num_steps * agent.env_steps * num_members / run_seconds),
             "state_bytes_per_member": trees.num_bytes(states) // num_members,
-            "temporary_bytes_per_member": compiled.memory_analysis().temp_size_in_bytes // num_members,
+            "temporary_bytes_per_member": analysis.temp_size_in_bytes // num_members if analysis else 0,
         }
 
 
@@ -454,12 +454,13 @@ def measure_discovery(
     num_generations: int = 2,
     num_updates: int = 50,
     config: lpg.Config = TABLE,
+    widths: tuple[int, ...] = (256, 32),
 ) -> Iterator[dict[str, Any]]:
     """Generations of LPG by evolution strategies on grids/Small: each candidate teaches a table for a whole life.
 
     One held-out learner of each program is in the seconds and not in the steps.
     """
-    for hidden in (256, 32):
+    for hidden in widths:
         name = f"lpg es grids/Small gru {hidden}"
         if only not in name:
             continue

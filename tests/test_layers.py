@@ -20,6 +20,7 @@ LAYERS = (
         "estimators",
         "rollout",
         "alternating",
+        "chunks",
         "replaying",
         "acting",
         "surrogate",

@@ -12,12 +12,14 @@ One step of the algorithm is `num_rounds` times, with shapes:
       target       parameters are averaged
 
 The critic (`jaxrl.networks.coarse`) values the entries of an action apart from each other. There is no policy network.
+With `length` S above 1 it values S actions in a row, S A entries, each with the same return from the first on: CQN-AS
+(Seo and Abbeel 2024, arXiv:2411.12155). Every step then chooses S actions and takes the mean of what the last S choices
+mean for now (`jaxrl.chunks.blend`), with noise and off the grid.
 Demonstrations, with which the paper starts its robots, are not here. The buffer begins with `num_warmup_steps` random
 steps of each environment, made by `init`; they count neither in `env_steps` nor in progress.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -26,20 +28,17 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import replaying, rollout, spaces
+from jaxrl import chunks, replaying, rollout, spaces
 from jaxrl.buffers import NStep
 from jaxrl.networks.actor_critic import to_env_action
-from jaxrl.networks.coarse import CoarseConfig, cell_of, center_of, coarse_critic, path_of
+from jaxrl.networks.coarse import CoarseConfig, cell_of, center_of, coarse_critic, path_of, zoom
 from jaxrl.networks.initializers import initialize
-from jaxrl.ops import bins
+from jaxrl.ops import bins, trees
 from jaxrl.ops.bins import Support
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import Optimizer, adam_with
 from jaxrl.replaying import Learner, State
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
-
-_TIE = 1e-4
-"""Bins of which no two values are further apart are drawn from at random, as in the authors' code."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Config:
       num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
         `num_steps` that divides capacity / num_envs.
       n_step: rows of a target, n.
+      length: actions in a row that the critic values, S.
       normalize_observations: whether the critic sees observations by their running statistics; replay keeps them raw.
       schedule: how the learning rate falls with progress: constant, linear or cosine.
       reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
@@ -72,6 +72,7 @@ class Config:
     capacity: int = 131_072
     num_warmup_steps: int = 1024
     n_step: int = 3
+    length: int = 1
     normalize_observations: bool = False
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     reset: rollout.ResetMode = "fresh"
@@ -98,6 +99,7 @@ class Hyperparams:
       noise_start: deviation of the noise on actions taken at the beginning; actions range from -1 to 1.
       noise_end: the same at the end of the decay.
       noise_fraction: share of `horizon` over which it falls linearly.
+      ensemble_gain: how much more older choices of the present action weigh, if there are several (`chunks.blend`).
       max_grad_norm: gradients of a greater global norm are scaled down to it.
       horizon: environment steps over which progress goes from 0 to 1.
     """
@@ -110,6 +112,7 @@ class Hyperparams:
     noise_start: Float[Array, ""]
     noise_end: Float[Array, ""]
     noise_fraction: Float[Array, ""]
+    ensemble_gain: Float[Array, ""]
     max_grad_norm: Float[Array, ""]
     horizon: Float[Array, ""]
 
@@ -121,10 +124,12 @@ class Acting:
     Attributes:
       support: ends of the return's histogram.
       noise: present deviation of the noise.
+      gain: of older choices, () where there are none.
     """
 
     support: Support
     noise: Float[Array, ""]
+    gain: PyTree
 
 
 _PARTS = ("critic",)
@@ -148,7 +153,7 @@ def cqn(
 
     Raises:
       ValueError: a count is not positive, a choice is unknown, the capacity or the warm-up does not fit, or what
-        `coarse_critic` raises.
+        `coarse_critic` raises. (`hyperparams`:) a gain is set where every action is chosen once.
 
     Example:
       >>> import jaxrl
@@ -160,12 +165,17 @@ def cqn(
       (8, (3,), (64, 1, 1))
     """
     frame = replaying.frame("cqn", env, config)
-    net = coarse_critic(env.observation_space, env.action_space, config.network)
+    net = coarse_critic(env.observation_space, env.action_space, config.network, config.length)
     size, precision, plan = spaces.size(env.action_space), config.matmul_precision, frame.plan
-    # What decides between bins of equal value: a number for each level and entry.
-    ties = (config.network.num_levels, size)
+    # What decides between bins of equal value: a number for each level and entry of all actions.
+    ties = (config.network.num_levels, config.length * size)
 
     def hyperparams(**changes: Any) -> Hyperparams:
+        if "ensemble_gain" in changes and config.length == 1:
+            raise ValueError(
+                f"ensemble_gain = {changes['ensemble_gain']} has no effect while config.length = 1; set "
+                "Config(length=2) or more."
+            )
         support = Support(jnp.float32(0.0), jnp.float32(200.0))
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), support=support)
 
@@ -182,23 +192,30 @@ def cqn(
             logits = evaluate(params, obs, center[..., None, :], jnp.array([level]))
             return bins.expected_value(logits[..., 0, :, :, :], centers)
 
-        return zoom(values_of, (*batch, size), config.network, draw)
+        return zoom(values_of, (*batch, config.length * size), config.network, draw)
+
+    def memory_of(*batch: int) -> Memory:
+        return chunks.no_plans(config.length, size, *batch) if config.length > 1 else ()
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_critic, key_world = jax.random.split(key, 3)
-        world = frame.start(key_world, hparams.env)
-        one = jax.tree.map(lambda x: x[0], world.normalized(world.actor.obs))
-        params = {"critic": initialize(net, key_critic, one, jnp.zeros((1, size)), jnp.array([0]))["params"]}
+        world = frame.start(key_world, hparams.env, memory_of(config.num_envs))
+        one, center = jax.tree.map(lambda x: x[0], world.normalized(world.actor.obs)), jnp.zeros((1, ties[1]))
+        params = {"critic": initialize(net, key_critic, one, center, jnp.array([0]))["params"]}
         transforms = replaying.optimizers(optimizer, hparams, _PARTS, 1.0)
         opt_state = {"critic": transforms["critic"].init(params["critic"])}
         learner = Learner(params, opt_state, jax.tree.map(jnp.copy, params["critic"]), {})
-        return State(key, learner, *world, _acting(hparams, jnp.float32(0.0)), jnp.int32(0))
+        return State(key, learner, *world, _acting(hparams, config, jnp.float32(0.0)), jnp.int32(0))
 
-    def explored(cell: Array, noise: Array, scale: Array) -> Float[Array, "*batch A"]:
-        """The center of the cell that a noisy action lies in."""
+    def explored(cell: Array, memory: Memory, noise: Array, acting: Acting) -> tuple[Float[Array, "*batch A"], Memory]:
+        """The center of the cell that a noisy action lies in; of several in a row the noisy mean of all choices."""
         num_cells = config.network.num_bins**config.network.num_levels
-        action = center_of(cell, num_cells) + scale * noise
-        return center_of(cell_of(action, config.network), num_cells)
+        action = center_of(cell, num_cells)
+        if config.length == 1:
+            return center_of(cell_of(action + acting.noise * noise, config.network), num_cells), memory
+        chunk = action.reshape((*action.shape[:-1], config.length, size))
+        action, memory = chunks.blend(memory, chunk, acting.gain)
+        return jnp.clip(action + acting.noise * noise, -1.0, 1.0), memory
 
     def critic_update(
         learner: Learner, draw: Array, batch: NStep, hparams: Hyperparams, factor: Array
@@ -235,12 +252,12 @@ def cqn(
     def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
         key, key_collect, key_noise, key_replay, key_tie, key_next = jax.random.split(state.key, 6)
         factor = frame.factor(state.num_steps, hparams.horizon)
-        acting = _acting(hparams, frame.progress(state.num_steps, hparams.horizon))
+        acting = _acting(hparams, config, frame.progress(state.num_steps, hparams.horizon))
 
         def behave(learner: Learner, draw: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Array, Memory]:
             noise, tie = draw
             cell = best(learner.params["critic"], hparams.support, obs, tie, config.num_envs)
-            return explored(cell, noise, acting.noise), memory
+            return explored(cell, trees.where(start, memory_of(config.num_envs), memory), noise, acting)
 
         draws = replaying.Draws(
             collect=(
@@ -268,41 +285,21 @@ def cqn(
         tie = None if key_tie is None else jax.random.uniform(key_tie, ties)
         with jax.default_matmul_precision(precision):
             cell = best(state.learner.params["critic"], state.acting.support, state.world.normalized(obs), tie)
-        noise, scale = jnp.zeros(size), jnp.float32(0.0)
-        if key_noise is not None:
-            noise, scale = jax.random.normal(key_noise, (size,)), state.acting.noise
-        return to_env_action(env.action_space, explored(cell, noise, scale)), memory
+        noise = jnp.zeros(size) if key_noise is None else jax.random.normal(key_noise, (size,))
+        action, memory = explored(cell, memory, noise, state.acting)
+        return to_env_action(env.action_space, action), memory
 
-    return Algorithm(init, step, act, hyperparams, env_steps=frame.env_steps, name="cqn", env=env, config=config)
-
-
-def zoom(
-    values_of: Callable[[Float[Array, "*batch A"], int], Float[Array, "*batch A B"]],
-    shape: tuple[int, ...],
-    config: CoarseConfig,
-    draw: Float[Array, "*batch L A"] | None = None,
-) -> Int[Array, "*batch A"]:
-    """The cell that the best bin of each level leads to, for each entry by itself.
-
-    Args:
-      values_of: `(center, level) -> values` of the bins of the interval that has its center there.
-      shape: of the batch of actions.
-      config: how many levels and bins there are.
-      draw: numbers from 0 to 1 that decide where all bins of an interval are worth the same; None: the first one.
-
-    >>> cells = zoom(lambda center, level: jnp.array([[0.0, 1.0, 2.0]]), (1,), CoarseConfig(num_levels=2, num_bins=3))
-    >>> cells.tolist()
-    [8]
-    """
-    interval = jnp.zeros(shape, jnp.int32)
-    for level in range(config.num_levels):
-        value = values_of(center_of(interval, config.num_bins**level), level)
-        chosen = jnp.argmax(value, axis=-1).astype(jnp.int32)
-        if draw is not None:
-            any_bin = jnp.floor(draw[..., level, :] * config.num_bins).astype(jnp.int32)
-            chosen = jnp.where(jnp.max(value, axis=-1) - jnp.min(value, axis=-1) < _TIE, any_bin, chosen)
-        interval = interval * config.num_bins + chosen
-    return interval
+    return Algorithm(
+        init,
+        step,
+        act,
+        hyperparams,
+        initial_memory=memory_of,
+        env_steps=frame.env_steps,
+        name="cqn",
+        env=env,
+        config=config,
+    )
 
 
 def projected(batch: NStep, probs: Float[Array, "N L A K"], centers: Float[Array, " K"]) -> Float[Array, "N L A K"]:
@@ -327,11 +324,12 @@ def _atoms(support: Support, config: CoarseConfig) -> Float[Array, " K"]:
     return bins.bin_centers(support.low, support.high, config.num_atoms)
 
 
-def _acting(hparams: Hyperparams, progress: Float[Array, ""]) -> Acting:
+def _acting(hparams: Hyperparams, config: Config, progress: Float[Array, ""]) -> Acting:
     """Copies, since the state is donated and the hyperparameters are not."""
     passed = jnp.minimum(progress / hparams.noise_fraction, 1.0)
     noise = hparams.noise_start + (hparams.noise_end - hparams.noise_start) * passed
-    return Acting(jax.tree.map(jnp.copy, hparams.support), noise)
+    gain = jnp.copy(hparams.ensemble_gain) if config.length > 1 else ()
+    return Acting(jax.tree.map(jnp.copy, hparams.support), noise, gain)
 
 
 _LEAVES = {
@@ -341,6 +339,7 @@ _LEAVES = {
     "noise_start": Leaf(1.0, 0.0),
     "noise_end": Leaf(0.1, 0.0),
     "noise_fraction": Leaf(0.1, 1e-9, 1.0),
+    "ensemble_gain": Leaf(0.01),
     "max_grad_norm": Leaf(1e9, 1e-12),
     "horizon": Leaf(500_000.0, 1.0),
 }

@@ -7,6 +7,7 @@ One step of the algorithm is `num_rounds` times, with shapes:
     critic         num_updates times
       draw         N transitions over n steps                                    [N]
       target       y = r + γ mean over S actions a' ~ π' of Q'(s', a')           [N, J]
+                   or Retrace over the n rows of a window                        [n, N]
       loss         of each of M critics; one optimizer step                      [M, N, K]
     policy         after every `policy_delay` updates of the critics
       E-step       weights q_s ∝ exp(Q'(s, a_s) / η) of S actions a_s ~ π'       [S, N]
@@ -22,6 +23,7 @@ buffer begins with `num_warmup_steps` random steps of each environment, which `i
 """
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -31,11 +33,12 @@ from flax import struct
 from jaxtyping import Array, Float, PyTree
 
 from jaxrl import ensembles, replaying, rollout, spaces, validation, values
-from jaxrl.buffers import NStep
+from jaxrl.buffers import Experience, NStep
 from jaxrl.ensembles import Aggregate, Atoms
 from jaxrl.networks.actor_critic import to_env_action
 from jaxrl.networks.control import ControlConfig, ControlNetworks, coefficients, evaluate, networks_for
 from jaxrl.networks.initializers import initialize
+from jaxrl.ops import returns, trees
 from jaxrl.ops.distributions import Gaussian
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import Optimizer, adam
@@ -63,6 +66,8 @@ class Config:
       num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
         `num_steps` that divides capacity / num_envs.
       n_step: rows of a target, n.
+      returns: what a target makes of them: n_step, the sum without a correction; or retrace, as in the paper, traces
+        cut by how much less likely π' is to act like that, for which replay has the log-probabilities of actions.
       penalize_bounds: whether actions beyond the bounds are held back.
       normalize_observations: whether networks see observations by their running statistics; replay keeps them raw.
       schedule: how the learning rates fall with progress: constant, linear or cosine.
@@ -82,6 +87,7 @@ class Config:
     capacity: int = 131_072
     num_warmup_steps: int = 1024
     n_step: int = 5
+    returns: Literal["n_step", "retrace"] = "n_step"
     penalize_bounds: bool = True
     normalize_observations: bool = False
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -102,6 +108,7 @@ class Hyperparams:
       critic_learning_rate: of the critics'.
       dual_learning_rate: of that of temperature and multipliers.
       gamma: discount factor.
+      trace_lambda: λ of Retrace.
       target_period: updates of the policy between two copies to π' and Q'.
       epsilon: ε, KL of the weights to π'.
       epsilon_mean: ε_μ, KL that the mean may move by, of each entry of the action.
@@ -120,6 +127,7 @@ class Hyperparams:
     critic_learning_rate: Float[Array, ""]
     dual_learning_rate: Float[Array, ""]
     gamma: Float[Array, ""]
+    trace_lambda: Float[Array, ""]
     target_period: Float[Array, ""]
     epsilon: Float[Array, ""]
     epsilon_mean: Float[Array, ""]
@@ -172,7 +180,8 @@ def mpo(
 
     Raises:
       ValueError: actions are no bounded `Box`, a count is not positive, a choice is unknown, the capacity, the warm-up
-        or the delay does not fit, there is batch normalization, or the ensemble does not fit the aggregate.
+        or the delay does not fit, there is batch normalization, the ensemble does not fit the aggregate, or Retrace has
+        one row only or distributions to learn.
 
     Example:
       >>> import jaxrl
@@ -189,6 +198,11 @@ def mpo(
     if critic_net.config.norm == "batch":
         raise ValueError("mpo: batch normalization cannot go with target networks; got norm = 'batch': use crossq.")
     aggregate.check(critic_net.num_members, critic_net.config.num_quantiles)
+    retraces = config.returns == "retrace"
+    if retraces:
+        ensembles.check_means("mpo", "returns = 'retrace'", critic_net.config)
+        if config.n_step < 2:
+            raise ValueError("mpo: retrace needs n_step of at least 2, rows that traces go over; got n_step = 1.")
     size, precision, plan = spaces.size(env.action_space), config.matmul_precision, frame.plan
 
     def hyperparams(**changes: Any) -> Hyperparams:
@@ -201,7 +215,9 @@ def mpo(
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_policy, key_critic, key_world = jax.random.split(key, 4)
-        world = frame.start(key_world, hparams.env)
+        # Random actions have a density of 1/2 in each entry.
+        uniform = jnp.float32(-size * math.log(2.0)) if retraces else ()
+        world = frame.start(key_world, hparams.env, extras=uniform)
         one = jax.tree.map(lambda x: x[0], world.normalized(world.actor.obs))
         each = lambda value: jnp.full(size, value)
         params = {
@@ -219,36 +235,65 @@ def mpo(
         frozen = {name: jax.tree.map(jnp.copy, params[name]) for name in ("policy", "critic")}
         return State(key, Learner(params, opt_state, {**frozen, "age": jnp.int32(0)}, {}), *world, (), jnp.int32(0))
 
+    def valued(learner: Learner, obs: Observation, action: Array, chosen: Any, hparams: Hyperparams) -> Atoms:
+        """Q' of actions in N states, [N, J]."""
+        net, frozen = critic_net, learner.target_params["critic"]
+        if aggregate.num_chosen:
+            net, frozen = net.clone(num_members=aggregate.num_chosen), ensembles.pick(frozen, chosen)
+        output, _ = evaluate(net, frozen, {}, obs, jnp.clip(action, -1.0, 1.0), hparams.network, None)
+        return aggregate.target(ensembles.returns_of(output, hparams.network))
+
     def judged(learner: Learner, obs: Observation, noise: Array, chosen: Any, hparams: Hyperparams) -> Any:
         """π' in N states, S actions of it [S, N, A], and what the target critics make of them, [S N, J]."""
         policy = policy_at(learner.target_params["policy"], obs)
         action = jax.vmap(policy.sample_from)(noise)
-        flat = lambda x: x.reshape((-1, *x.shape[2:]))
-        repeated = jax.tree.map(lambda x: flat(jnp.broadcast_to(x, (config.num_actions, *x.shape))), obs)
-        net, frozen = critic_net, learner.target_params["critic"]
-        if aggregate.num_chosen:
-            net, frozen = net.clone(num_members=aggregate.num_chosen), ensembles.pick(frozen, chosen)
-        output, _ = evaluate(net, frozen, {}, repeated, jnp.clip(flat(action), -1.0, 1.0), hparams.network, None)
-        return policy, action, aggregate.target(ensembles.returns_of(output, hparams.network))
+        repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_actions, *x.shape)), obs)
+        flat = trees.flatten_time((repeated, action))
+        return policy, action, valued(learner, *flat, chosen, hparams)
 
-    def behave(learner: Learner, noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Array, Memory]:
-        return jnp.clip(policy_at(learner.params["policy"], obs).sample_from(noise), -1.0, 1.0), memory
+    def behave(learner: Learner, noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, ...]:
+        policy = policy_at(learner.params["policy"], obs)
+        action = jnp.clip(policy.sample_from(noise), -1.0, 1.0)
+        return (action, memory, policy.log_prob(action)) if retraces else (action, memory)
+
+    def retraced(learner: Learner, rows: Experience, noise: Array, chosen: Any, hparams: Hyperparams) -> Any:
+        """Retrace of the first of n rows, [N, 1], by π' and Q'; and the factors of the traces, min(1, π' / μ)."""
+        *_, following = judged(learner, trees.flatten_time(rows.next_obs), noise, chosen, hparams)
+        next_value = jnp.mean(following.means().reshape((config.num_actions, *rows.reward.shape)), axis=0)
+        value = valued(learner, *trees.flatten_time((rows.obs, rows.action)), chosen, hparams).means()
+        log_ratio = policy_at(learner.target_params["policy"], rows.obs).log_prob(rows.action) - rows.extras
+        target = returns.retrace(
+            rows.reward,
+            value.reshape(rows.reward.shape),
+            next_value,
+            rows.terminated,
+            rows.truncated,
+            log_ratio,
+            hparams.gamma,
+            hparams.trace_lambda,
+        )
+        return Atoms(target[0][:, None]), jnp.minimum(1.0, jnp.exp(log_ratio[1:]))
 
     def critic_update(
-        learner: Learner, row: Any, batch: NStep, hparams: Hyperparams, factor: Array
+        learner: Learner, row: Any, batch: NStep | Experience, hparams: Hyperparams, factor: Array
     ) -> tuple[Learner, Metrics]:
         noise, chosen, key = row
-        *_, following = judged(learner, batch.next_obs, noise, chosen, hparams)
-        target = ensembles.bootstrap(batch, pooled(following, config.num_actions))
+        obs, action, info = batch.obs, batch.action, {}
+        if isinstance(batch, Experience):
+            target, traces = retraced(learner, batch, noise, chosen, hparams)
+            (obs, action), info["value/trace"] = jax.tree.map(lambda x: x[0], (obs, action)), jnp.mean(traces)
+        else:
+            *_, following = judged(learner, batch.next_obs, noise, chosen, hparams)
+            target = ensembles.bootstrap(batch, pooled(following, config.num_actions))
 
         def loss(params: PyTree) -> tuple[Array, Array]:
-            now, _ = evaluate(critic_net, params, {}, batch.obs, batch.action, hparams.network, key)
+            now, _ = evaluate(critic_net, params, {}, obs, action, hparams.network, key)
             losses = ensembles.loss(now, target, hparams.network)
             return jnp.sum(losses), jnp.mean(ensembles.means(now, hparams.network))
 
         (total, value), gradient = jax.value_and_grad(loss, has_aux=True)(learner.params["critic"])
         transforms = replaying.optimizers(optimizer, hparams, _PARTS, factor)
-        return replaying.descend(learner, "critic", gradient, transforms), {
+        return replaying.descend(learner, "critic", gradient, transforms), info | {
             "loss/critic": total / critic_net.num_members,
             "value/mean": value,
             "value/target": target.mean(),
@@ -306,7 +351,7 @@ def mpo(
         )
         factor = frame.factor(state.num_steps, hparams.horizon)
         shape, num = plan.updates_shape, plan.num_policy_updates
-        own = (config.num_actions, config.batch_size, size)
+        num_rows = config.n_step if retraces else 1
         key_critic, key_policy = jax.random.split(key_chosen)
         draws = replaying.Draws(
             collect=jax.random.normal(key_noise, (*frame.acting_shape, size)),
@@ -318,7 +363,8 @@ def mpo(
             policy=(jax.random.split(key_now, num), aggregate.draw(key_policy, critic_net.num_members, num)),
         )
         # Noise for S actions in each state is too much to draw for a whole step ahead.
-        at = lambda row: (jax.random.normal(row[0], own), *row[1:])
+        own = lambda num: (config.num_actions, num * config.batch_size, size)
+        at = lambda row, num: (jax.random.normal(row[0], own(num)), *row[1:])
         (learner, world), metrics = frame.run(
             (key_collect, key_replay),
             state.learner,
@@ -327,8 +373,8 @@ def mpo(
             hparams.gamma,
             draws,
             behave,
-            lambda learner, row, batch: critic_update(learner, at(row), batch, hparams, factor),
-            lambda learner, row, obs: policy_update(learner, at(row), obs, hparams, factor),
+            lambda learner, row, batch: critic_update(learner, at(row, num_rows), batch, hparams, factor),
+            lambda learner, row, obs: policy_update(learner, at(row, 1), obs, hparams, factor),
         )
         return State(key, learner, *world, (), state.num_steps + 1), metrics
 
@@ -416,6 +462,7 @@ _LEAVES = {
     "critic_learning_rate": Leaf(1e-4, 0.0),
     "dual_learning_rate": Leaf(1e-2, 0.0),
     "gamma": Leaf(0.99, 0.0, 1.0),
+    "trace_lambda": Leaf(0.95, 0.0, 1.0, needs=("returns", "retrace")),
     "target_period": Leaf(100.0, 1.0),
     "epsilon": Leaf(0.1, 0.0),
     "epsilon_mean": Leaf(0.0025, 0.0),

@@ -38,7 +38,7 @@ from jaxrl.names import unknown
 from jaxrl.networks import ActorCritic
 from jaxrl.networks.control import ControlConfig, ControlNetworks
 from jaxrl.networks.q_network import QNetwork, QNetworkConfig
-from jaxrl.ops.optimizers import adam_with, gradient_transport, rmsprop
+from jaxrl.ops.optimizers import adam_with, gradient_transport, on_spheres, rmsprop
 from jaxrl.types import Algorithm, Env, memoize
 
 
@@ -89,11 +89,18 @@ def _variant(
     return Entry(summary, memoize(make), config, record, base)
 
 
+def _cqn(env: Env, network: Any = None, **components: Any) -> Algorithm:
+    if network is not None:
+        raise ValueError(f"cqn: its critic is config.network, a CoarseConfig; got network = {network}.")
+    return cqn.cqn(env, **components)
+
+
 _BASES: dict[str, tuple[Callable[..., Algorithm], type]] = {
     "ppo": (ppo.ppo, ppo.Hyperparams),
     "dqn": (dqn.dqn, dqn.Hyperparams),
     "sac": (sac.sac, sac.Hyperparams),
     "td3": (td3.td3, td3.Hyperparams),
+    "cqn": (_cqn, cqn.Hyperparams),
 }
 # Kapturowski et al. 2019: much weight on errors, and no importance weights.
 _R2D2_REPLAY: Any = buffers.Coefficients(alpha=0.9, beta=0.0, beta_end=0.0)  # type: ignore[arg-type]
@@ -381,6 +388,14 @@ ALGORITHMS: dict[str, Entry] = {
     "cqn": Entry(
         "coarse-to-fine Q-network for continuous actions (Seo et al. 2024)", cqn.cqn, cqn.Config(), cqn.Hyperparams
     ),
+    "cqn_as": _variant(
+        "CQN whose critic values sequences of actions (Seo and Abbeel 2024)",
+        "cqn_as",
+        cqn.Config(length=4),
+        {"critic_learning_rate": 5e-5},
+        base="cqn",
+        optimizer=adam_with(weight_decay=0.1),
+    ),
     "td3": Entry("twin delayed DDPG (Fujimoto et al. 2018)", td3.td3, td3.Config(), td3.Hyperparams),
     "ddpg": _variant(
         "deep deterministic policy gradient (Lillicrap et al. 2015)",
@@ -429,6 +444,19 @@ ALGORITHMS: dict[str, Entry] = {
         | {"initial_temperature": 0.01, "target_entropy": -0.5},
         base="sac",
         optimizer=adam_with(weight_decay=1e-2),
+    ),
+    "simba_v2": _variant(
+        "SAC with weights, features and returns of bounded length (Lee et al. 2025)",
+        "simba_v2",
+        sac.Config(
+            normalize_observations=True,
+            normalize_rewards=True,
+            network=ControlConfig(block="hyperspherical", hidden=(128,), critic_hidden=(512, 512), num_bins=101),
+        ),
+        {f"{part}_learning_rate": 1e-4 for part in ("policy", "critic", "temperature")}
+        | {"initial_temperature": 0.01, "target_entropy": -0.5},
+        base="sac",
+        optimizer=on_spheres(adam_with()),
     ),
     "d4pg": _variant(
         "deterministic policy, histogram of 5-step returns (Barth-Maron et al. 2018)",

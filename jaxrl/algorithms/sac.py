@@ -44,6 +44,8 @@ from jaxrl.replaying import Learner, State
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
 
 _LOG_STD = (-20.0, 2.0)
+_BOUND = 5.0
+"""Of returns where rewards are scaled, as in SimbaV2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Config:
       annealed: whether the critics' loss is an expectile one, whose τ falls to ½ (arXiv:2506.05968).
       normalize_observations: whether networks see observations by their running statistics (SimBa, FastTD3); replay
         keeps them raw.
+      normalize_rewards: whether rewards drawn are divided so that returns have a bound (SimbaV2, see
+        `jaxrl.ops.reward_scaling.return_divisor`); replay keeps them raw.
       schedule: how the learning rates fall with progress: constant, linear or cosine.
       reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
       reset_size: resets a step if pooled, states kept if cached.
@@ -91,6 +95,7 @@ class Config:
     prioritized: bool = False
     annealed: bool = False
     normalize_observations: bool = False
+    normalize_rewards: bool = False
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     reset: rollout.ResetMode = "fresh"
     reset_size: int = 0
@@ -117,6 +122,7 @@ class Hyperparams:
       reference_period: updates of the policy between two copies to the reference.
       expectile: τ of the critics' loss at the beginning, if annealed.
       expectile_fraction: share of `horizon` over which it falls to ½.
+      return_bound: of returns, if rewards are normalized.
       max_grad_norm: gradients of a greater global norm are scaled down to it, each network's by itself.
       horizon: environment steps over which progress goes from 0 to 1.
     """
@@ -135,6 +141,7 @@ class Hyperparams:
     reference_period: Float[Array, ""]
     expectile: Float[Array, ""]
     expectile_fraction: Float[Array, ""]
+    return_bound: Float[Array, ""]
     max_grad_norm: Float[Array, ""]
     horizon: Float[Array, ""]
 
@@ -193,7 +200,9 @@ def sac(
     size, precision, plan = spaces.size(env.action_space), config.matmul_precision, frame.plan
 
     def hyperparams(**changes: Any) -> Hyperparams:
-        nested = {"network": coefficients(critic_net.config), "replay": frame.buffer.hyperparams()}
+        layers = critic_net.config
+        network = coefficients(layers, _BOUND) if config.normalize_rewards else coefficients(layers)
+        nested = {"network": network, "replay": frame.buffer.hyperparams()}
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
 
     def policy_at(learner: Learner, obs: Observation) -> TanhGaussian:
@@ -202,7 +211,7 @@ def sac(
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_policy, key_critic, key_world = jax.random.split(key, 4)
-        world = frame.start(key_world, hparams.env, replay=hparams.replay)
+        world = frame.start(key_world, hparams.env, replay=hparams.replay, gamma=hparams.gamma)
         one = jax.tree.map(lambda x: x[0], world.normalized(world.actor.obs))
         policy = dict(initialize(policy_net, key_policy, one))
         critic = dict(initialize(critic_net, key_critic, one, jnp.zeros(size)))
@@ -352,6 +361,7 @@ def sac(
             lambda learner, row, obs: policy_update(learner, row, obs, hparams, factor),
             hparams.replay,
             progress,
+            hparams.return_bound,
         )
         return State(key, learner, *world, (), state.num_steps + 1), metrics
 
@@ -415,6 +425,7 @@ _LEAVES = {
     "reference_period": Leaf(1000.0, 1.0, needs=("reference", "previous")),
     "expectile": Leaf(0.9, 0.5, 1.0, needs=("annealed", True)),
     "expectile_fraction": Leaf(1.0, 1e-9, 1.0, needs=("annealed", True)),
+    "return_bound": Leaf(_BOUND, 1e-12, needs=("normalize_rewards", True)),
     "max_grad_norm": Leaf(1e9, 1e-12),
     "horizon": Leaf(500_000.0, 1.0),
 }

@@ -191,6 +191,11 @@ def td3(
             f"td3: a regularizer compares the features of every member with its target's; got regularizer = "
             f"{config.regularizer!r} with aggregate = {aggregate.name}, which looks at some: use another aggregate."
         )
+    if config.regularizer != "none" and critic_net.config.block == "hyperspherical":
+        raise ValueError(
+            f"td3: a regularizer needs features that a value is linear in; got regularizer = {config.regularizer!r} "
+            "with block = 'hyperspherical', whose value has a layer more: use plain or residual blocks."
+        )
     size, precision, plan = spaces.size(env.action_space), config.matmul_precision, frame.plan
     per_episode = config.exploration == "per_episode"
 

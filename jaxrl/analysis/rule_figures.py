@@ -276,41 +276,62 @@ def plot_schedules(rules: Sequence[tuple[str, Sequence[Schedule]]], path: Path |
 def plot_generations(runs: Sequence[Run], path: Path | str) -> None:
     """Draws searches: held-out fitness with the deviation over held-out learners, the population's, and the noise.
 
+    Of searches by regularized evolution it draws the best fitness beside the population's, and how much of what is
+    proposed is known.
+
     Args:
-      runs: of `jaxrl meta-train`, or of `jaxrl.evolve` through `jaxrl.fit`.
+      runs: of `jaxrl meta-train`, or of `jaxrl.evolve` through `jaxrl.fit`; of one outer loop.
       path: of the picture.
 
     Raises:
-      ValueError: a run has no generations yet, or none at all.
+      ValueError: a run has no generations yet, or none at all, or the runs are of two outer loops.
     """
-    figure, panels = _figure(1, 3, (11.5, 3.4))
-    fitness, ties, noise = panels[0]
-    for place, run in enumerate(runs):
-        rows, color = run.metrics(), style.COLORS[place % len(style.COLORS)]
-        if "held_out/fitness" not in rows:
+    rows = [run.metrics() for run in runs]
+    for run, found in zip(runs, rows, strict=True):
+        if "held_out/fitness" not in found:
             raise ValueError(f"{run.path} has no generations: it is no run of `jaxrl meta-train`, or has just begun.")
-        every = run.record.get("meta", {}).get("held_out_every", 1)
-        column = lambda name: np.asarray(rows[name], np.float64).ravel()
-        generation, held_out = every * (1 + np.arange(rows.sizes["step"])), column("held_out/fitness")
+    of_programs = ["search/share_known" in found for found in rows]
+    if len(set(of_programs)) > 1:
+        raise ValueError("Searches by strategies and those of programs are drawn apart: their curves are others.")
+    figure, panels = _figure(1, 2 if of_programs[0] else 3, (8.2 if of_programs[0] else 11.5, 3.4))
+    fitness = panels[0, 0]
+    for place, (run, found) in enumerate(zip(runs, rows, strict=True)):
+        color = style.COLORS[place % len(style.COLORS)]
+        column = lambda name, found=found: np.asarray(found[name], np.float64).ravel()
+        every = 1 if of_programs[0] else run.record.get("meta", {}).get("held_out_every", 1)
+        generation, held_out = every * (1 + np.arange(found.sizes["step"])), column("held_out/fitness")
         name = run.path.name if len(runs) > 1 else "held out"
         fitness.plot(generation, held_out, color=color, label=name)
-        deviation = column("held_out/std")
-        fitness.fill_between(
-            generation, held_out - deviation, held_out + deviation, color=color, alpha=0.15, linewidth=0
-        )
         fitness.plot(generation, column("fitness/mean"), color=color, linestyle=":", linewidth=1)
-        ties.plot(generation, column("fitness/tie_rate"), color=color)
-        noise.plot(generation, column("strategy/snr"), color=color)
-        noise.plot(generation, column("strategy/half_cosine"), color=color, linestyle=":", linewidth=1)
-    noise.axhline(1.0, color="gray", linewidth=0.8)
-    fitness.set(ylabel="fitness", title="mean ± deviation over learners\n(dotted: the population's mean)")
-    ties.set(ylabel="share", title="ties", ylim=(-0.02, 1.02))
-    noise.set(ylabel="ratio, cosine", title="signal to noise, 1 is noise alone\n(dotted: cosine of halves)")
+        draw = _draw_programs if of_programs[0] else _draw_strategy
+        draw(panels[0], generation, held_out, column, color)
     for panel in panels[0]:
         panel.set_xlabel("generation")
         style.tidy(panel)
     fitness.legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def _draw_strategy(panels: Any, generation: np.ndarray, held_out: np.ndarray, column: Any, color: str) -> None:
+    fitness, ties, noise = panels
+    deviation = column("held_out/std")
+    fitness.fill_between(generation, held_out - deviation, held_out + deviation, color=color, alpha=0.15, linewidth=0)
+    ties.plot(generation, column("fitness/tie_rate"), color=color)
+    noise.plot(generation, column("strategy/snr"), color=color)
+    noise.plot(generation, column("strategy/half_cosine"), color=color, linestyle=":", linewidth=1)
+    noise.axhline(1.0, color="gray", linewidth=0.8)
+    fitness.set(ylabel="fitness", title="mean ± deviation over learners\n(dotted: the population's mean)")
+    ties.set(ylabel="share", title="ties", ylim=(-0.02, 1.02))
+    noise.set(ylabel="ratio, cosine", title="signal to noise, 1 is noise alone\n(dotted: cosine of halves)")
+
+
+def _draw_programs(panels: Any, generation: np.ndarray, held_out: np.ndarray, column: Any, color: str) -> None:
+    del held_out
+    fitness, known = panels
+    fitness.plot(generation, column("fitness/best"), color=color, linestyle="--", linewidth=1)
+    known.plot(generation, column("search/share_known"), color=color)
+    fitness.set(ylabel="fitness", title="the best so far on held-out keys\n(dashed: when found; dotted: population)")
+    known.set(ylabel="share", title="proposals that are known", ylim=(-0.02, 1.02))
 
 
 def _figure(num_rows: int, num_columns: int, size: tuple[float, float]) -> Any:

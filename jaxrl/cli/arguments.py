@@ -38,7 +38,9 @@ COMMANDS: dict[str, _Spec] = {
     ),
     "sweep": _Spec("train a grid or sample of settings in few programs", "sweep", "sweep", run_parsers.sweep_parser),
     "resume": _Spec("continue a run or a sweep, or make a run longer", "train", "resume", run_parsers.resume_parser),
-    "meta-train": _Spec("evolve a learned objective", "meta", "meta_train", meta_parsers.meta_train_parser),
+    "meta-train": _Spec(
+        "evolve a learned objective, optimizer or loss", "meta", "meta_train", meta_parsers.meta_train_parser
+    ),
     "meta-test": _Spec(
         "compare rules with written ones on other tasks", "rule_table", "meta_test", meta_parsers.meta_test_parser
     ),

@@ -30,14 +30,14 @@ class Built(NamedTuple):
       algorithm: of all seeds.
       hparams: their hyperparameters.
       layout: of the population on the machine.
-      chosen: the objective that takes the place of the algorithm's own, or None.
+      chosen: rules that take the place of the algorithm's own parts.
     """
 
     member: Algorithm
     algorithm: Algorithm
     hparams: Hyperparams
     layout: Layout = Layout()
-    chosen: rules.Chosen | None = None
+    chosen: tuple[rules.Chosen, ...] = ()
 
 
 def find_algorithm(name: str) -> Entry:
@@ -76,7 +76,7 @@ def from_options(options: argparse.Namespace) -> tuple[Built, dict[str, Any]]:
     env, env_options = find_env(options.env, options.env_option)
     top_level = [field.name for field in dataclasses.fields(entry.hyperparams)]
     config = overrides.with_config_changes(entry.default_config, overrides.config_changes(assignments), top_level)
-    chosen = rules.find(options.objective) if getattr(options, "objective", None) else None
+    chosen = rules.of_options(options)
     member = rules.factory_of(options.algorithm, entry, chosen)(env, config=config)
     changes = overrides.with_hyperparameter_changes(
         member.hyperparams(), overrides.hyperparameter_changes(assignments), config_fields.fields(config, CONFIG)
@@ -90,7 +90,7 @@ def from_options(options: argparse.Namespace) -> tuple[Built, dict[str, Any]]:
         "env_options": env_options,
         "config": dataclasses.asdict(config),
         "hyperparams": runs.hyperparams_to_json(hparams),
-        **({"objective": chosen.record} if chosen else {}),
+        **rules.records(chosen),
     }
     layout = choose_layout(member, hparams, options.num_seeds)
     return Built(member, population(member, options.num_seeds, (), *layout), hparams, layout, chosen), record
@@ -117,7 +117,7 @@ def from_record(run: Run) -> Built:
     # JSON has made lists of tuples.
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in record["env_options"].items()}
     config = overrides.config_from_json(entry.config, record["config"])
-    chosen = rules.from_record(record.get("objective"), run.path)
+    chosen = rules.from_record(record, run.path)
     member = rules.factory_of(record["algorithm"], entry, chosen)(make_env(record["env"], **options), config=config)
     hparams = runs.hyperparams_from_json(record["hyperparams"], member.hyperparams())
     # Another layout would give other bits.

@@ -14,7 +14,10 @@ from jaxrl.cli.options import (
     life,
     new_parser,
     positive,
+    probability,
 )
+
+KINDS = ("lpo", "ta_lpo", "lpg", "ta_lpg", "open", "program")
 
 
 def meta_train_parser() -> argparse.ArgumentParser:
@@ -23,22 +26,25 @@ def meta_train_parser() -> argparse.ArgumentParser:
         prog="jaxrl meta-train",
         usage="jaxrl meta-train KIND (--env ENV | --tasks ENV) [name=value ...] [options]",
         description=(
-            "Evolves the weights of a learned objective by the returns of the agents that it teaches. The folder\n"
-            "gets rule.npz, the mean of the generation that did best on held-out learners so far, which\n"
-            "`jaxrl train ... --objective` and `jaxrl meta-test` take. `jaxrl resume DIR` goes on."
+            "Evolves a learned objective, optimizer or loss by the returns of the agents that it teaches. The folder\n"
+            "gets rule.npz, the one that did best on held-out learners so far, which `jaxrl train` (--objective,\n"
+            "--optimizer or --head) and `jaxrl meta-test` take. `jaxrl resume DIR` goes on."
         ),
         epilog=(
             "kinds:\n"
             "  lpo      a drift of ratio and advantage for ppo (Lu et al. 2022)\n"
             "  ta_lpo   one that changes with progress (Jackson et al. 2024)\n"
             "  lpg      a rule over rollouts for discrete actions (Oh et al. 2020)\n"
-            "  ta_lpg   one that sees progress and the length of life (Jackson et al. 2024)\n\n"
-            "name=value and config.name=value are the inner agent's, as for `jaxrl train ppo` and\n"
-            "`jaxrl train lpg`. Where states are numbered, lpg's agents are tables (config.tabular=true\n"
+            "  ta_lpg   one that sees progress and the length of life (Jackson et al. 2024)\n"
+            "  open     an optimizer for ppo (Goldie et al. 2024)\n"
+            "  program  a loss for dqn as an expression graph (Co-Reyes et al. 2021), by regularized evolution;\n"
+            "           the best of the last population are in population-1.npz and so on\n\n"
+            "name=value and config.name=value are the inner agent's, as for `jaxrl train ppo`, `jaxrl train lpg`\n"
+            "and `jaxrl train dqn`. Where states are numbered, lpg's agents are tables (config.tabular=true\n"
             "config.optimizer=sgd learning_rate=40 prediction_learning_rate=4) unless you say otherwise."
         ),
     )
-    parser.add_argument("kind", choices=("lpo", "ta_lpo", "lpg", "ta_lpg"), metavar="KIND", help="see below")
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help="see below")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--env", metavar="ENV", help="suite/Name, in which all learners learn")
     where.add_argument(
@@ -49,9 +55,14 @@ def meta_train_parser() -> argparse.ArgumentParser:
         "--held-out-every", type=count, default=10, metavar="N", help="generations between looks (default 10)"
     )
     parser.add_argument(
-        "--held-out", type=count, metavar="N", help="learners of each look (default 16; with --tasks 64)"
+        "--held-out", type=count, metavar="N", help="learners of each look (default 16; with --tasks 64; program 4)"
     )
-    parser.add_argument("--population", type=count, metavar="P", help="candidates, even (default 32; with --tasks 64)")
+    parser.add_argument(
+        "--population",
+        type=count,
+        metavar="P",
+        help="candidates, even (default 32; with --tasks 64); of program those that may have children (default 100)",
+    )
     parser.add_argument(
         "--num-seeds", type=count, default=1, metavar="N", help="learners of each candidate (default 1)"
     )
@@ -62,13 +73,22 @@ def meta_train_parser() -> argparse.ArgumentParser:
         help="iterations that each learner lives, or a range from which each pair draws its own, log-uniform (default "
         "50; ta_lpg 10:100)",
     )
-    parser.add_argument("--sigma", type=positive, default=0.1, metavar="X", help="of perturbations (default 0.1)")
-    parser.add_argument("--meta-rate", type=positive, default=0.01, metavar="X", help="of Adam's steps (default 0.01)")
-    parser.add_argument("--decay", type=positive, default=1.0, metavar="X", help="of both a generation (default 1)")
-    parser.add_argument(
+    evolution = parser.add_argument_group("all kinds but program")
+    evolution.add_argument("--sigma", type=positive, metavar="X", help="of perturbations (default 0.1; open 0.3)")
+    evolution.add_argument("--meta-rate", type=positive, metavar="X", help="of Adam's steps (default 0.01; open 0.1)")
+    evolution.add_argument("--decay", type=positive, metavar="X", help="of both a generation (default 1)")
+    evolution.add_argument(
         "--shaping",
         choices=("centered_rank", "pairwise", "z_score", "raw"),
         help="of fitness (default centered_rank; lpg and ta_lpg pairwise)",
+    )
+    search = parser.add_argument_group("program")
+    search.add_argument("--children", type=count, metavar="N", help="programs trained in a generation (default 8)")
+    search.add_argument(
+        "--tournament", type=count, metavar="N", help="members of which the best has a child (default 10)"
+    )
+    search.add_argument(
+        "--mutation", type=probability, metavar="X", help="share of children that are mutants (default 0.95)"
     )
     parser.add_argument(
         "--fitness",
@@ -80,15 +100,16 @@ def meta_train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start",
         metavar="NAME|FILE",
-        help="where the search begins: zero or ppo (lpo, ta_lpo), random or a2c (lpg, ta_lpg: by imitation), or the "
-        "file of a rule of this kind (default zero, random)",
+        help="where the search begins: zero or ppo (lpo, ta_lpo), random or a2c (lpg, ta_lpg: by imitation), zero "
+        "(open), or the file of a rule of this kind; random or td, DQN's loss (program). Default: the first",
     )
     parser.add_argument(
         "--rule-option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="size of the rule: hidden=64; for lpg also num_bins=8, embedding=16, core=gru; may be repeated",
+        help="size of the rule: hidden=64; for lpg also num_bins=8, embedding=16, core=gru; for open memory=16; for "
+        "program num_nodes=12 only; may be repeated",
     )
     parser.add_argument(
         "--seed", type=count_or_zero, default=0, metavar="N", help="from which all randomness follows (default 0)"
@@ -108,7 +129,7 @@ def meta_test_parser() -> argparse.ArgumentParser:
     """Of `jaxrl meta-test`."""
     parser = new_parser(
         prog="jaxrl meta-test",
-        usage="jaxrl meta-test RULE.npz [RULE.npz ...] --envs ENV[,...] [name=value ...] [options]",
+        usage="jaxrl meta-test RULE [RULE ...] --envs ENV[,...] [name=value ...] [options]",
         description=(
             "Trains fresh agents by learned rules, by written ones and at random, in environments of your choice,\n"
             "all on the same seeds with the same inner settings, and makes a table: interquartile mean of the\n"
@@ -120,13 +141,20 @@ def meta_test_parser() -> argparse.ArgumentParser:
             "In an environment with levels (grids/*, chains/*) each seed is a level of its own, the same for all."
         ),
     )
-    parser.add_argument("rules", type=Path, nargs="+", metavar="RULE.npz", help="files of rules of one family")
+    parser.add_argument(
+        "rules",
+        type=Path,
+        nargs="+",
+        metavar="RULE",
+        help="files of rules of one family: those of meta-train, OPEN's vectors (FILE.npy), or disco_103.npz",
+    )
     parser.add_argument("--envs", required=True, metavar="ENV[,...]", help="suite/Name of each, with commas between")
     parser.add_argument(
         "--baselines",
         metavar="NAME[,...]",
         help="random, and for lpo and ta_lpo ppo, a2c, dpo and the other written objectives, for lpg and ta_lpg a2c "
-        "and ppo (default ppo,a2c,random)",
+        "and ppo (default ppo,a2c,random); for open and disco ppo (default ppo,random); for program dqn, dqn_reg and "
+        "dqn_clipped (default dqn,dqn_reg,random)",
     )
     parser.add_argument(
         "--life",

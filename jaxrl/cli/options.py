@@ -56,6 +56,17 @@ def positive(text: str) -> float:
     return number
 
 
+def probability(text: str) -> float:
+    """Reads a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return number
+
+
 def seconds(text: str) -> float:
     """Reads a duration in seconds that is not negative."""
     try:
@@ -128,13 +139,21 @@ def add_env_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_objective(parser: argparse.ArgumentParser) -> None:
-    """The option `--objective`."""
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """The options that take a rule; the folder gets a copy of its file."""
     parser.add_argument(
         "--objective",
         metavar="NAME|FILE",
         help="in place of the algorithm's own: a written one (clip, dpo, spo, kl_penalty, mdpo, ...), or the file of a "
-        "learned rule (rule.npz), which the folder gets a copy of",
+        "learned rule (rule.npz; disco_103.npz for disco)",
+    )
+    parser.add_argument(
+        "--optimizer", metavar="FILE", help="learned one for ppo: rule.npz, or a vector of OPEN's authors (FILE.npy)"
+    )
+    parser.add_argument(
+        "--head",
+        metavar="NAME|FILE",
+        help="loss of dqn's values: scalar, dqn_reg, dqn_clipped, or the file of a program (rule.npz)",
     )
 
 

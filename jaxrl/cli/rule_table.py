@@ -7,7 +7,7 @@ import io
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,48 +15,22 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxrl import config_fields
-from jaxrl.algorithms import ppo
-from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.analysis import statistics
 from jaxrl.checkpoint import write_file
-from jaxrl.cli import build, devices, meta, overrides, rules
+from jaxrl.cli import build, devices, rules
 from jaxrl.cli.folders import new_folder
+from jaxrl.cli.meta_search import OUTER
 from jaxrl.cli.progress import clock, number
+from jaxrl.cli.rule_arms import EXACT, LEARNED, RANDOM, Arm, arms_of, assignments_of, baselines_of, family_of
 from jaxrl.envs import grids
 from jaxrl.evaluation import time_limit
 from jaxrl.meta import trials
 from jaxrl.meta.layout import Layout, choose_layout
-from jaxrl.names import CONFIG, unknown
-from jaxrl.networks import NetworkConfig
-from jaxrl.objectives.files import KINDS, RuleFile, RuleSpec, read_rule
-from jaxrl.types import Algorithm, Env
+from jaxrl.objectives.files import RuleFile, read_rule
+from jaxrl.types import Env
 
-RANDOM, WRITTEN, LEARNED, EXACT = "random", "hand-made", "learned", "exact"
-_ALIASES = {"ppo": "clip", "a2c": "policy_gradient"}
-_DEFAULT = ("ppo", "a2c", "random")
 # Children of the user's seed: other keys than those of a search with the same one.
 _TEST = 0x7E57
-
-
-class Arm(NamedTuple):
-    """One row of the table in one environment.
-
-    Attributes:
-      name: for people.
-      group: random, hand-made or learned.
-      algorithm: the learner.
-      hparams: of it.
-      trained: what a learned rule was trained on, for people.
-      settings: how it differs from the common inner settings, for people.
-    """
-
-    name: str
-    group: str
-    algorithm: Algorithm
-    hparams: Any
-    trained: str = ""
-    settings: str = ""
 
 
 @dataclasses.dataclass
@@ -98,15 +72,15 @@ def meta_test(options: argparse.Namespace) -> None:
     devices.use_all_cores(options.devices or 1)
     console = Console(highlight=False)
     found = [(path, read_rule(path)) for path in options.rules]
-    family = _family(found)
+    family = family_of(found)
     first = found[0][1].spec.provenance
-    baselines = _baselines(options.baselines, family)
+    baselines = baselines_of(options.baselines, family)
     lives = options.life or _trained_life(options.rules[0], found[0][1])
-    sampled = options.actions == "sampled" if options.actions else bool(first.get("sampled", family == "sequence"))
-    own, common = _assignments(options.assignments, baselines)
+    sampled = options.actions == "sampled" if options.actions else bool(first.get("sampled", OUTER[family].sampled))
+    own, common = assignments_of(options.assignments, baselines)
     envs = _environments(options.envs.split(","), options.env_option)
     # All rows are built before the first is computed, so that a wrong name costs nothing.
-    plan = [(name, env, extra, _arms(name, env, found, baselines, common, own)) for name, env, extra in envs]
+    plan = [(name, env, extra, arms_of(name, env, found, baselines, common, own)) for name, env, extra in envs]
     path = options.out or new_folder(f"meta-test-{found[0][1].spec.kind}")
     if any((path / name).exists() for name in ("table.md", "table.csv", "scores.csv")):
         raise ValueError(f"{path} already holds a table: name another folder.")
@@ -125,16 +99,6 @@ def meta_test(options: argparse.Namespace) -> None:
     console.print(f"folder {path}", soft_wrap=True, markup=False)
 
 
-def _family(found: list[tuple[Path, RuleFile]]) -> str:
-    families = {rule.spec.family: path for path, rule in found}
-    if len(families) > 1:
-        raise ValueError(
-            f"{families['drift']} is a drift for ppo and {families['sequence']} a rule over rollouts for lpg, whose "
-            "agents differ: test them apart."
-        )
-    return next(iter(families))
-
-
 def _environments(names: list[str], texts: list[str]) -> list[tuple[str, Env, dict[str, Any]]]:
     """Each with its options: those of all, and those that its name stands before."""
     for text in texts:
@@ -148,123 +112,11 @@ def _environments(names: list[str], texts: list[str]) -> list[tuple[str, Env, di
     return found
 
 
-def _baselines(text: str | None, family: str) -> tuple[str, ...]:
-    written = [name for name, kind in KINDS.items() if not kind.is_learned and kind.family == family]
-    known = [*dict.fromkeys((*_DEFAULT, *written))]
-    names = tuple(text.split(",")) if text else _DEFAULT
-    for name in names:
-        if name not in known:
-            raise ValueError(unknown(name, known, kind="baseline"))
-    return tuple(dict.fromkeys(names))
-
-
 def _trained_life(path: Path, rule: RuleFile) -> tuple[int, ...]:
     horizon = rule.spec.provenance.get("horizon")
     if not horizon:
         raise ValueError(f"{path} does not say what horizon it was trained for: give --life, in iterations.")
     return (int(horizon["iterations"][-1]),)
-
-
-def _assignments(texts: Iterable[str], baselines: tuple[str, ...]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Those of each baseline, and those of all."""
-    own: dict[str, dict[str, str]] = {name: {} for name in baselines}
-    common: dict[str, str] = {}
-    for name, value in overrides.parse_assignments(texts).items():
-        first, _, rest = name.partition(".")
-        if first in own and rest:
-            own[first][rest] = value
-        else:
-            common[name] = value
-    return own, common
-
-
-def _arms(
-    name: str,
-    env: Env,
-    found: list[tuple[Path, RuleFile]],
-    baselines: tuple[str, ...],
-    common: dict[str, str],
-    own: dict[str, dict[str, str]],
-) -> list[Arm]:
-    """All rows of one environment: random, written, learned."""
-    family = found[0][1].spec.family
-    inner = found[0][1].spec.provenance.get("inner") or {}
-    algorithm = meta.AGENTS[family]
-    base, rates = meta.inner_defaults(env, algorithm)
-    changed = {field: str(value) for field, value in rates.items()}
-    if inner:
-        recorded = overrides.config_from_json(type(base), inner["config"])
-        # Tables where states are numbered, networks elsewhere, with the rates of their kind.
-        if getattr(recorded, "tabular", False) == getattr(base, "tabular", False):
-            base, changed = recorded, dict(inner["hyperparams"])
-
-    def built(spec: RuleSpec, params: Any, more: dict[str, str], start: Any = base) -> tuple[Algorithm, Any]:
-        given = {**common, **more}
-        config = overrides.with_config_changes(start, overrides.config_changes(given))
-        member = meta.member_of(env, algorithm, dataclasses.asdict(config), spec)
-        return member, _hyperparams(member, {**changed, **overrides.hyperparameter_changes(given)}, params)
-
-    def written(baseline: str) -> Arm:
-        more = own[baseline]
-        settings = ", ".join(f"{field}={value}" for field, value in more.items())
-        if family == "drift":
-            kind, start = _ALIASES.get(baseline, baseline), base
-            if baseline == "a2c":
-                start = dataclasses.replace(base, num_epochs=1, num_minibatches=1, clip_value=False)
-                settings = ", ".join(filter(None, ("one epoch, one minibatch", settings)))
-            return Arm(baseline, WRITTEN, *built(RuleSpec(kind), None, more, start), settings=settings)
-        if baseline == "ppo":
-            member, hparams = _ppo_beside(env, base, common, more)
-            rate = f"learning_rate={float(hparams.learning_rate):.3g}"
-            others = [f"{field}={value}" for field, value in more.items() if field != "learning_rate"]
-            return Arm("ppo", WRITTEN, member, hparams, settings=", ".join(("rates of its own", rate, *others)))
-        bins = {rule.rule.num_bins for _, rule in found}
-        return Arm(baseline, WRITTEN, *built(RuleSpec("a2c", {"num_bins": max(bins)}), None, more), settings=settings)
-
-    chance = trials.random_policy(env)
-    arms = [Arm(RANDOM, RANDOM, chance, chance.hyperparams())] if RANDOM in baselines else []
-    try:
-        arms += [written(baseline) for baseline in baselines if baseline != RANDOM]
-        arms += [
-            Arm(label, LEARNED, *built(rule.spec, rule.params, {}), trained=_trained(rule))
-            for label, (_, rule) in zip(_labels([path for path, _ in found]), found, strict=True)
-        ]
-    except ValueError as error:
-        raise ValueError(f"In {name}: {error}") from error
-    return arms
-
-
-def _hyperparams(member: Algorithm, texts: dict[str, str], params: Any) -> Any:
-    others = config_fields.fields(member.config, CONFIG)
-    changes = overrides.with_hyperparameter_changes(member.hyperparams(), texts, others)
-    return member.hyperparams(**({} if params is None else {"objective": params}), **changes)
-
-
-def _ppo_beside(env: Env, config: Any, common: dict[str, str], more: dict[str, str]) -> tuple[Algorithm, Any]:
-    """PPO with the rollouts and networks of an agent of a rule over sequences, but with rates of its own."""
-    sizes = overrides.with_config_changes(config, overrides.config_changes(common))
-    network = NetworkConfig(hidden=() if sizes.tabular else sizes.hidden)
-    own = ppo.Config(num_envs=sizes.num_envs, num_steps=sizes.num_steps, network=network)
-    own = overrides.with_config_changes(own, overrides.config_changes(more))
-    member = ALGORITHMS["ppo"].factory(env, config=own)
-    return member, _hyperparams(member, overrides.hyperparameter_changes(more), None)
-
-
-def _labels(paths: list[Path]) -> list[str]:
-    """The files' names, with their folders where those alone tell them apart."""
-    stems = [path.stem for path in paths]
-    if len(set(stems)) == len(stems) and stems != ["rule"]:
-        return stems
-    return [f"{path.resolve().parent.name}/{path.stem}" for path in paths]
-
-
-def _trained(rule: RuleFile) -> str:
-    about, kind = rule.spec.provenance, rule.spec.kind
-    if not about.get("horizon"):
-        return kind
-    low, high = about["horizon"]["iterations"]
-    lives = f"{high}" if low == high else f"{low} to {high}"
-    return f"{kind}, {'levels of ' if about.get('tasks') else ''}{about.get('env')}, {lives} iterations"
 
 
 def _notes(

@@ -1,8 +1,10 @@
-"""`--objective`: a written objective by name, or a rule from a file; and environments that are tasks."""
+"""`--objective`, `--optimizer`, `--head`: a written part by name, or a rule in a file; and environments with levels."""
 
+import argparse
+import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,17 +14,21 @@ from jaxrl.algorithms.registry import ALGORITHMS, Entry
 from jaxrl.checkpoint import write_file
 from jaxrl.envs.registry import SUITES
 from jaxrl.names import unknown
-from jaxrl.objectives.files import KINDS, RuleFile, RuleSpec, read_rule
+from jaxrl.objectives.files import FAMILIES, KINDS, RuleFile, RuleSpec, read_rule
+from jaxrl.objectives.kinds import Family
 from jaxrl.types import Algorithm, Env, Key, memoize
 
-COPY = "objective.npz"
-"""The rule's file in the folder of a run or sweep."""
+OPTIONS = ("objective", "optimizer", "head")
+"""Options that take a rule: each is the leaf that holds its weights."""
 
-_SLOTS = {"drift": "objective", "sequence": "rule"}
+COPIES = tuple(f"{option}.npz" for option in OPTIONS)
+"""The rules' files in the folder of a run or sweep."""
+
+SUFFIXES = (".npz", ".npy")
 
 
 class Chosen(NamedTuple):
-    """An objective that takes the place of an algorithm's own.
+    """A rule that takes the place of an algorithm's own part.
 
     Attributes:
       spec: what it is.
@@ -37,6 +43,11 @@ class Chosen(NamedTuple):
     content: bytes | None = None
 
     @property
+    def family(self) -> Family:
+        """Where it goes."""
+        return FAMILIES[self.spec.family]
+
+    @property
     def record(self) -> dict[str, Any]:
         """What a run's record says of it."""
         return {"kind": self.spec.kind, "arguments": dict(self.spec.arguments), "digest": self.digest}
@@ -49,24 +60,53 @@ class Chosen(NamedTuple):
     def keep(self, folder: Path) -> None:
         """Copies the file into a folder, so that the run goes on where the original has moved."""
         if self.content is not None:
-            write_file(folder / COPY, self.content)
+            write_file(folder / f"{self.family.leaf}.npz", self.content)
 
 
-def find(text: str) -> Chosen:
-    """The objective of a name or of a file.
+def is_file(text: str) -> bool:
+    """Whether an argument names a file, and no written part."""
+    return text.endswith(SUFFIXES) or "/" in text
+
+
+def find(text: str, option: str = "objective") -> Chosen:
+    """The rule of a name or of a file.
+
+    Args:
+      text: of the option.
+      option: one of `OPTIONS`.
 
     Raises:
-      ValueError: the name is unknown, or is one of weights; the file is missing or no rule.
+      ValueError: the name is unknown, or is one of weights; the file is missing, no rule, or one for another option.
       StorageError: the file is damaged.
     """
-    if text.endswith(".npz") or "/" in text:
-        return from_file(Path(text))
-    written = [name for name, kind in KINDS.items() if not kind.is_learned]
-    if text not in KINDS:
-        raise ValueError(f"{unknown(text, written, kind='objective')} A learned one is a file, FILE.npz.")
-    if KINDS[text].is_learned:
+    if is_file(text):
+        chosen = from_file(Path(text))
+    elif text in KINDS and KINDS[text].is_learned:
         raise ValueError(f"{text} is learned: give the file of its weights, FILE.npz, that `jaxrl meta-train` writes.")
-    return Chosen(RuleSpec(text))
+    elif text in KINDS:
+        chosen = Chosen(RuleSpec(text))
+    else:
+        written = [name for name in KINDS if not KINDS[name].is_learned and _leaf(name) == option]
+        if not written:
+            raise ValueError(f"--{option} takes the file of a learned one, FILE.npz; got {text!r}.")
+        raise ValueError(f"{unknown(text, written, kind=option)} A learned one is a file, FILE.npz.")
+    if chosen.family.leaf != option:
+        raise ValueError(f"{text} is {chosen.family.what}, no {option}: give it as --{chosen.family.leaf} {text}.")
+    return chosen
+
+
+def _leaf(kind: str) -> str:
+    return FAMILIES[KINDS[kind].family].leaf
+
+
+def of_options(options: argparse.Namespace) -> tuple[Chosen, ...]:
+    """The rules that a command line names, one for each option at most.
+
+    Raises:
+      ValueError, StorageError: as for `find`.
+    """
+    given = {option: getattr(options, option, None) for option in OPTIONS}
+    return tuple(find(text, option) for option, text in given.items() if text)
 
 
 def from_file(path: Path) -> Chosen:
@@ -84,54 +124,64 @@ def of_rule(found: RuleFile) -> Chosen:
     return Chosen(found.spec, found.params, found.digest, found.content)
 
 
-def from_record(record: dict[str, Any] | None, folder: Path) -> Chosen | None:
-    """The objective that a run or sweep was made with, from its own copy of the file.
+def records(chosen: Sequence[Chosen]) -> dict[str, Any]:
+    """What the record of a run or sweep says of its rules, by option."""
+    return {each.family.leaf: each.record for each in chosen}
+
+
+def from_record(record: Mapping[str, Any], folder: Path) -> tuple[Chosen, ...]:
+    """The rules that a run or sweep was made with, from its own copies of their files.
 
     Args:
-      record: `Chosen.record`, or None.
+      record: that has what `records` gave.
       folder: of the run or sweep.
 
     Raises:
-      ValueError: the copy is missing or is another rule.
-      StorageError: the copy is damaged.
+      ValueError: a copy is missing or is another rule.
+      StorageError: a copy is damaged.
     """
-    if record is None:
-        return None
+    return tuple(_from_record(record[option], folder / f"{option}.npz") for option in OPTIONS if record.get(option))
+
+
+def _from_record(record: dict[str, Any], path: Path) -> Chosen:
     if record["digest"] is None:
         return Chosen(RuleSpec(record["kind"], record["arguments"]))
-    chosen = from_file(folder / COPY)
+    chosen = from_file(path)
     if chosen.digest != record["digest"]:
-        raise ValueError(f"{folder / COPY} is not the rule that {folder} was made with.")
+        raise ValueError(f"{path} is not the rule that {path.parent} was made with.")
     return chosen
 
 
-def factory_of(name: str, entry: Entry, chosen: Chosen | None) -> Callable[..., Algorithm]:
-    """The algorithm's factory `(env, config=…)`, with the objective in it.
+def factory_of(name: str, entry: Entry, chosen: Sequence[Chosen]) -> Callable[..., Algorithm]:
+    """The algorithm's factory `(env, config=…)`, with the rules in it.
 
     Raises:
-      ValueError: the algorithm takes no such objective.
+      ValueError: the algorithm takes no such rule.
     """
-    if chosen is None:
+    if not chosen:
         return entry.factory
-    slot = _SLOTS[chosen.spec.family]
-    if slot not in inspect.signature(entry.factory).parameters:
-        able = [other for other, each in ALGORITHMS.items() if slot in inspect.signature(each.factory).parameters]
-        what = "a rule over sequences" if slot == "rule" else "an objective of samples"
-        raise ValueError(f"{chosen.spec.kind} is {what}, which {name} does not take: take one of {', '.join(able)}.")
-    built = chosen.spec.build()
+    for each in chosen:
+        if not _takes(entry, each.family):
+            able = [other for other, its in ALGORITHMS.items() if _takes(its, each.family)]
+            raise ValueError(
+                f"{each.spec.kind} is {each.family.what}, which {name} does not take: take one of {', '.join(able)}."
+            )
+    parts = {each.family.slot: each.spec.build() for each in chosen}
+    weights = {each.family.leaf: each.params for each in chosen if each.params is not None}
 
     @memoize
     def make(env: Env, config: Any = entry.default_config) -> Algorithm:
-        algorithm = entry.factory(env, config=config, **{slot: built})
-        if chosen.params is None:
+        algorithm = entry.factory(env, config=config, **parts)
+        if not weights:
             return algorithm
-
-        def with_weights(**changes: Any) -> Any:
-            return algorithm.hyperparams(**{"objective": chosen.params, **changes})
-
-        return algorithm._replace(hyperparams=with_weights)
+        return algorithm._replace(hyperparams=lambda **changes: algorithm.hyperparams(**{**weights, **changes}))
 
     return make
+
+
+def _takes(entry: Entry, family: Family) -> bool:
+    fields = [field.name for field in dataclasses.fields(entry.hyperparams)]
+    return family.slot in inspect.signature(entry.factory).parameters and family.leaf in fields
 
 
 def tasks_of(name: str, **options: Any) -> Callable[[Key], Any] | None:

@@ -7,7 +7,7 @@ from jaxrl.cli.options import (
     add_common,
     add_env_option,
     add_help,
-    add_objective,
+    add_rules,
     count,
     count_or_zero,
     new_parser,
@@ -78,7 +78,7 @@ def train_parser() -> argparse.ArgumentParser:
         help="where else the numbers go, besides log.jsonl; may be repeated. wandb is offline unless WANDB_MODE says "
         "otherwise, its project is WANDB_PROJECT or jaxrl",
     )
-    add_objective(parser)
+    add_rules(parser)
     add_common(parser)
     return parser
 
@@ -162,7 +162,7 @@ def sweep_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="how often the batch in progress is saved (default 60)",
     )
-    add_objective(parser)
+    add_rules(parser)
     add_help(parser)
     return parser
 

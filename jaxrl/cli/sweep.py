@@ -56,9 +56,8 @@ def sweep(options: argparse.Namespace) -> None:
             name: overrides.parse_option(text) for name, text in overrides.parse_assignments(options.env_option).items()
         },
     }
-    chosen = rules.find(options.objective) if options.objective else None
-    if chosen:
-        source["objective"] = chosen.record
+    chosen = rules.of_options(options)
+    source |= rules.records(chosen)
     read = _reader(source, chosen)
     swept = _space(options, read)
     fixed = {name: read(name, text) for name, text in overrides.parse_assignments(options.assignments).items()}
@@ -83,8 +82,8 @@ def sweep(options: argparse.Namespace) -> None:
     named = "-".join([*source["algorithms"], *source["environments"]])[:_MAX_NAME]
     path = options.out or new_folder(f"sweep-{named}")
     made = execution.open_sweep(path, plan, options.eval_episodes, source=source)
-    if chosen:
-        chosen.keep(path)
+    for rule in chosen:
+        rule.keep(path)
     _run(console, made, options)
 
 
@@ -105,7 +104,7 @@ def resume(options: argparse.Namespace) -> None:
     devices.use_all_cores(max(group["layout"][0] for group in execution.read_record(options.dir)["groups"]))
     plan = _plan(
         record["source"],
-        rules.from_record(record["source"].get("objective"), options.dir),
+        rules.from_record(record["source"], options.dir),
         from_json(record["space"]),
         {name: tuple(value) if isinstance(value, list) else value for name, value in record["fixed"].items()},
         **{name: record[name] for name in ("num_seeds", "seed", "total_steps", "num_points")},
@@ -116,7 +115,7 @@ def resume(options: argparse.Namespace) -> None:
 
 def _plan(
     source: dict[str, Any],
-    chosen: rules.Chosen | None,
+    chosen: tuple[rules.Chosen, ...],
     swept: Space,
     fixed: dict[str, Any],
     num_shards: int = 1,
@@ -265,7 +264,7 @@ def _space(options: argparse.Namespace, read: Callable[[str, str], Any]) -> Spac
     )
 
 
-def _reader(source: dict[str, Any], chosen: rules.Chosen | None) -> Callable[[str, str], Any]:
+def _reader(source: dict[str, Any], chosen: tuple[rules.Chosen, ...]) -> Callable[[str, str], Any]:
     """Reads a value as the first algorithm and environment that have the name declare it."""
     kinds: dict[str, Any] = {}
     for algorithm in source["algorithms"]:

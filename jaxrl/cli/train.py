@@ -55,8 +55,8 @@ def train(options: argparse.Namespace) -> None:
     extra_sinks = _sinks(record, path)
     run = Run.create(path, runs.describe(**record))
     try:
-        if built.chosen:
-            built.chosen.keep(path)
+        for chosen in built.chosen:
+            chosen.keep(path)
         _fit(console, run, built, extra_sinks, options, resume=False)
     except BaseException:
         _remove_if_empty(run, existed)
@@ -192,8 +192,8 @@ def _print_plan(console: Console, run: Run, built: Built, options: argparse.Name
         f"{' (' + ', '.join(sizes) + ')' if sizes else ''}{rounded}",
         soft_wrap=True,
     )
-    if built.chosen:
-        console.print(f"objective {built.chosen.name}", soft_wrap=True, markup=False)
+    for chosen in built.chosen:
+        console.print(f"{chosen.family.leaf} {chosen.name}", soft_wrap=True, markup=False)
     console.print(f"folder {run.path}", soft_wrap=True, markup=False)
 
 
@@ -251,7 +251,7 @@ def _remove_if_empty(run: Run, existed: bool) -> None:
     if (run.path / "metrics").exists() or run.checkpoints.exists():
         return
     if existed:
-        for name in ("run.json", "log.jsonl", ".lock", rules.COPY):
+        for name in ("run.json", "log.jsonl", ".lock", *rules.COPIES):
             (run.path / name).unlink(missing_ok=True)
     else:
         shutil.rmtree(run.path, ignore_errors=True)

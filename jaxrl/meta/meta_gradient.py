@@ -308,8 +308,9 @@ def policy_gradient(
         loss = -E[ log π_{θ_K}(a|s) A ] + Σ_i c_i E[ x_i ]
 
     A is GAE of a critic of the learner's own, standardized over the rollout; after it has been used, the critic takes
-    one step of gradient descent on the squared error of its value (of Adam, if it is a network). x_i are metrics of the
-    updates.
+    one step of gradient descent on the squared error of its value (of Adam, if it is a network). No entry of a table
+    moves beyond the mean of its targets: a state that makes up more than 1 / `critic_rate` of the steps would diverge.
+    x_i are metrics of the updates.
 
     Args:
       env: the environment.
@@ -372,6 +373,12 @@ def policy_gradient(
             return jnp.mean(jnp.square(value_of(params, batch.obs) - target))
 
         error, gradient = jax.value_and_grad(value_loss)(own.params)
+        length = optax.tree.norm(gradient)
+        if tabular:
+            state = tables.state_of(env.observation_space, batch.obs)
+            share = jnp.zeros(num_states).at[state].add(1.0 / state.size)
+            # A state seen more often than 1 / (2 rate) of the time would overshoot, and diverge at twice as often.
+            gradient = {"kernel": gradient["kernel"] / jnp.maximum(2.0 * rate * share, 1.0)}
         updates, opt_state = optimizer.update(gradient, own.opt_state, own.params)
         after = Critic(optax.apply_updates(own.params, updates), opt_state, actor)
         weight = jax.lax.stop_gradient(statistics.standardize(advantage))
@@ -383,7 +390,7 @@ def policy_gradient(
             {
                 "meta/advantage": jnp.mean(advantage),
                 "meta/value_loss": error,
-                "meta/value_gradient": optax.tree.norm(gradient),
+                "meta/value_gradient": length,
             },
         )
 

@@ -6,6 +6,7 @@
               Dense, dropout, LayerNorm if `layer`, activation, normalized if `batch`
               or, if `residual` (SimBa: Lee et al. 2025, arXiv:2410.09754, figure 4): Dense, then for each layer
               x + Dense(activation(Dense(LayerNorm(x)))) with four times as many units between, then LayerNorm
+              or, if `hyperspherical` (SimbaV2, with heads of its own): see `jaxrl.networks.hyperspherical`
 
 All parameters of the M critics have a leading axis [M]; a convolutional encoder is shared by them. K is 1, or the
 number of quantiles, at the midpoints (2k - 1) / 2K, or of the bins of a histogram, of which the outputs are logits.
@@ -17,6 +18,7 @@ the critics alone, in the order of the authors' code of DroQ (Hiraoka et al. 202
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -26,10 +28,13 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxrl import spaces, validation
+from jaxrl.networks.hyperspherical import HyperHead, HyperTower, bounded
 from jaxrl.networks.torsos import Encoder, activation_function
 from jaxrl.ops.bins import Support
 from jaxrl.types import Env, Key, Observation, memoize
 
+_HYPER_LOG_STD = (-10.0, 2.0)
+"""Range of log σ with hyperspherical blocks, as in the authors' code of SimbaV2."""
 _EPSILON = 1e-3
 """Added to variances, as in the authors' code of CrossQ."""
 _INITIAL = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
@@ -46,7 +51,8 @@ class ControlConfig:
       num_critics: M.
       num_quantiles: K, quantiles of the return that a critic learns; 0: its mean only.
       num_bins: K, bins of a histogram of the return that a critic learns instead; 0: none.
-      block: what a hidden layer is: plain, or residual, where all layers of a network have the same width.
+      block: what a hidden layer is: plain; residual or hyperspherical, where all layers of a network have one width.
+        Hyperspherical ones are made for the optimizer `on_spheres`.
       activation: relu, tanh, gelu, silu or elu.
       norm: what normalizes: none, layer (the critics' layers) or batch (all layers and the input, see the module).
       dropout: whether units of the critics' hidden layers are left out at random.
@@ -58,7 +64,7 @@ class ControlConfig:
     num_critics: int = 2
     num_quantiles: int = 0
     num_bins: int = 0
-    block: Literal["plain", "residual"] = "plain"
+    block: Literal["plain", "residual", "hyperspherical"] = "plain"
     activation: Literal["tanh", "relu", "gelu", "silu", "elu"] = "relu"
     norm: Literal["none", "layer", "batch"] = "none"
     dropout: bool = False
@@ -99,8 +105,12 @@ class Coefficients:
     support: PyTree
 
 
-def coefficients(config: ControlConfig) -> Coefficients:
+def coefficients(config: ControlConfig, bound: float = 250.0) -> Coefficients:
     """The defaults: DroQ's rate for its easy tasks, CrossQ's constants, κ = 1, returns between ±250 as in FastTD3.
+
+    Args:
+      config: layers.
+      bound: of the returns' histogram, where rewards are scaled so that returns have one.
 
     >>> coefficients(ControlConfig(dropout=True)).dropout_rate.item() == jnp.float32(0.01)
     Array(True, dtype=bool)
@@ -110,7 +120,7 @@ def coefficients(config: ControlConfig) -> Coefficients:
         dropout_rate=jnp.float32(0.01) if config.dropout else (),
         renormalization=numbers if config.norm == "batch" else (),
         kappa=jnp.float32(1.0) if config.num_quantiles else (),
-        support=Support(jnp.float32(-250.0), jnp.float32(250.0)) if config.num_bins else (),
+        support=Support(jnp.float32(-bound), jnp.float32(bound)) if config.num_bins else (),
     )
 
 
@@ -183,7 +193,7 @@ class Tower(nn.Module):
       activation: its name.
       norm: none, layer or batch.
       dropout: whether units are left out where there is a key.
-      block: plain or residual.
+      block: plain, residual or hyperspherical.
     """
 
     num_members: int
@@ -200,6 +210,8 @@ class Tower(nn.Module):
         """Maps one input to the features of all members."""
         if self.block == "residual":
             return self._residual(x)
+        if self.block == "hyperspherical":
+            return HyperTower(self.num_members, self.hidden, self.activation)(x)
         renormalization = params.renormalization if params is not None else None
         if self.norm == "batch":
             x = Renorm()(jnp.broadcast_to(x, (self.num_members, *x.shape)), renormalization, train)
@@ -276,8 +288,12 @@ class ControlPolicy(nn.Module):
         norm = "batch" if config.norm == "batch" else "none"
         tower = Tower(1, config.hidden, config.activation, norm, False, config.block, name="tower")
         features = tower(flat, params, None, train)
-        out = lambda name: Dense(1, self.num_actions, name=name)(features).reshape((*x.shape[:-1], -1))
-        return out("mean"), out("log_std") if self.stochastic else None
+        head = _head(config, 1, self.num_actions)
+        out = lambda name: head(name)(features).reshape((*x.shape[:-1], -1))
+        if not self.stochastic:
+            return out("mean"), None
+        mean, log_std = out("mean"), out("log_std")
+        return mean, bounded(log_std, *_HYPER_LOG_STD) if config.block == "hyperspherical" else log_std
 
 
 class EnsembleCritic(nn.Module):
@@ -332,8 +348,15 @@ class EnsembleCritic(nn.Module):
             self.num_members, hidden, config.activation, config.norm, config.dropout, config.block, name="tower"
         )
         features = tower(flat, params, key, train)
-        values = Dense(self.num_members, self.num_outputs, name="value")(features)
+        values = _head(config, self.num_members, self.num_outputs)("value")(features)
         return values.reshape((self.num_members, *x.shape[:-1], -1))
+
+
+def _head(config: ControlConfig, num_members: int, num_outputs: int) -> Callable[[str], nn.Module]:
+    """What reads the features, by its name."""
+    if config.block == "hyperspherical":
+        return lambda name: HyperHead(num_outputs, name=name)
+    return lambda name: Dense(num_members, num_outputs, name=name)
 
 
 class ControlNetworks(NamedTuple):
@@ -368,7 +391,7 @@ def control_networks(
 
     Raises:
       ValueError: the actions are neither, critics of discrete actions are to learn distributions, a width or a count
-        is not positive, a choice is unknown, or residual blocks do not go with the rest.
+        is not positive, a choice is unknown, or the blocks do not go with the rest.
 
     Example:
       >>> nets = control_networks(spaces.box(-1.0, 1.0, (3,)), spaces.box(-2.0, 2.0, (2,)))
@@ -397,12 +420,12 @@ def control_networks(
             "control_networks: a histogram has at least 2 bins and excludes quantiles; got "
             f"num_bins = {config.num_bins}, num_quantiles = {config.num_quantiles}."
         )
-    if config.block == "residual" and (
+    if config.block != "plain" and (
         config.norm != "none" or config.dropout or any(len(set(x)) > 1 for x in (config.hidden, config.critic_hidden))
     ):
         raise ValueError(
-            "control_networks: residual blocks have layer normalization of their own, no dropout, and one width; got "
-            f"norm = {config.norm!r}, dropout = {config.dropout}, hidden = {config.hidden}, "
+            f"control_networks: {config.block} blocks have a normalization of their own, no dropout, and one width; "
+            f"got norm = {config.norm!r}, dropout = {config.dropout}, hidden = {config.hidden}, "
             f"critic_hidden = {config.critic_hidden}."
         )
     num_actions = action_space.n if isinstance(action_space, spaces.Discrete) else 0

@@ -3,113 +3,50 @@
     spec              JSON as bytes: format, kind, arguments, digest, provenance
     weights/<path>    one array a leaf, by dotted path
 
-A file says what it is by the name of a kind and that kind's arguments, so that nothing but data is read: no pickle.
-`KINDS` are the names.
+A file says what it is by the name of a kind (`jaxrl.objectives.kinds`) and that kind's arguments, so that nothing but
+data is read: no pickle. Files in which authors publish theirs are read too: OPEN's vectors and Disco103's arrays.
 """
 
-import dataclasses
 import datetime
-import functools
 import hashlib
 import importlib.metadata
-import inspect
 import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxrl import objectives
 from jaxrl.checkpoint import StorageError, write_file
 from jaxrl.names import unknown
-from jaxrl.objectives import rules
-from jaxrl.objectives.rules import Rule
+from jaxrl.networks.update_rules import open_weights
+from jaxrl.objectives import disco
+from jaxrl.objectives.kinds import FAMILIES, KINDS, RuleSpec, kind_of
 from jaxrl.ops import trees
 from jaxrl.runs import plain
-from jaxrl.types import Objective
+
+__all__ = [
+    "FAMILIES",
+    "FORMAT",
+    "KINDS",
+    "RuleFile",
+    "RuleSpec",
+    "from_bytes",
+    "load_rule",
+    "read_rule",
+    "save_rule",
+    "to_bytes",
+]
 
 FORMAT = 1
 _WEIGHTS = "weights/"
 _PACKAGES = ("jaxrl", "jax", "flax")
-
-Family = Literal["drift", "sequence"]
-"""What a rule plugs into: a policy objective of samples (`ppo`), or a rule over sequences (`lpg`)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A kind of rule.
-
-    Attributes:
-      build: `(**arguments) -> Objective or Rule`.
-      family: what it plugs into.
-      is_learned: whether its parameters are weights that mean nothing before an outer loop has found them.
-    """
-
-    build: Callable[..., Objective | Rule]
-    family: Family = "drift"
-    is_learned: bool = False
-
-
-KINDS: dict[str, Kind] = {
-    "lpo": Kind(functools.partial(objectives.lpo, progress=False), is_learned=True),
-    "ta_lpo": Kind(functools.partial(objectives.lpo, progress=True), is_learned=True),
-    "lpg": Kind(functools.partial(rules.lpg, progress=False), "sequence", is_learned=True),
-    "ta_lpg": Kind(functools.partial(rules.lpg, progress=True), "sequence", is_learned=True),
-    "clip": Kind(objectives.clip),
-    "kl_penalty": Kind(objectives.kl_penalty),
-    "mdpo": Kind(objectives.mdpo),
-    "spo": Kind(objectives.spo),
-    "dpo": Kind(objectives.dpo),
-    "awr": Kind(objectives.awr),
-    "vmpo": Kind(objectives.vmpo),
-    "policy_gradient": Kind(objectives.policy_gradient),
-    "a2c": Kind(rules.a2c, "sequence"),
-}
-"""All kinds by name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RuleSpec:
-    """What a rule is, without its weights.
-
-    Attributes:
-      kind: a name in `KINDS`.
-      arguments: of that kind's factory, those that are not the default.
-      provenance: anything that JSON can hold: task, generations, seed, the held-out figure, the inner settings.
-    """
-
-    kind: str
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def family(self) -> Family:
-        """What it plugs into."""
-        return _kind(self.kind).family
-
-    def build(self) -> Objective | Rule:
-        """The rule; equal specs give the same record.
-
-        Raises:
-          ValueError: the kind or an argument is unknown, or a value is out of its range.
-
-        Example:
-          >>> RuleSpec("ta_lpo", {"hidden": 8}).build().name
-          'ta_lpo'
-        """
-        build = _kind(self.kind).build
-        known = [name for name in inspect.signature(build).parameters if name != "progress"]
-        for name in self.arguments:
-            if name not in known:
-                raise ValueError(unknown(name, known, kind=f"argument of {self.kind}"))
-        return build(**{name: tuple(v) if isinstance(v, list) else v for name, v in self.arguments.items()})
+_OPEN_SIZES = {1211: {}, 3571: {"hidden": 32, "memory": 16}}
+"""Arguments of the kind `open` by the length of a published vector."""
 
 
 class RuleFile(NamedTuple):
@@ -117,7 +54,7 @@ class RuleFile(NamedTuple):
 
     Attributes:
       spec: what it is and where it comes from.
-      rule: an `Objective` of samples, or a `Rule` over sequences.
+      rule: what the kind builds.
       params: its weights.
       digest: of kind, arguments and weights; equal for equal rules.
       content: of the file.
@@ -209,11 +146,16 @@ def _encoded(spec: RuleSpec, params: PyTree) -> tuple[bytes, str]:
 
 
 def load_rule(path: Path | str) -> tuple[Any, PyTree]:
-    """Reads a rule: the objective or rule, and its weights for `hparams.objective`.
+    """Reads a rule, and its weights for the hyperparameters.
+
+    Args:
+      path: of a file that `save_rule` has written, or that authors publish: OPEN's `.npy`, Disco103's `.npz`.
 
     Returns:
-      `(objective, weights)`: an `Objective` for `jaxrl.ppo(env, objective=…)`, or a `jaxrl.objectives.rules.Rule` for
-      `jaxrl.algorithms.lpg.lpg(env, rule=…)`.
+      `(rule, weights)`. With weights for `hparams.objective`: an objective for `jaxrl.ppo(env, objective=…)`, one for
+      `jaxrl.algorithms.lpg.lpg(env, rule=…)` or `jaxrl.algorithms.disco.disco(env, update_rule=…)`. With
+      weights for `hparams.optimizer`: a learned optimizer for `jaxrl.ppo(env, optimizer=…)`. With a program for
+      `hparams.head`: a head for `jaxrl.algorithms.dqn.dqn(env, head=…)`.
 
     Raises:
       ValueError: there is no file, it is no rule, or a newer jaxrl made it.
@@ -237,7 +179,8 @@ def read_rule(path: Path | str) -> RuleFile:
         raise ValueError(f"There is no file {path}.") from None
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return from_bytes(content, str(path))
+    published = _published(path, content)
+    return from_bytes(to_bytes(*published)) if published else from_bytes(content, str(path))
 
 
 def from_bytes(content: bytes, name: str = "The rule") -> RuleFile:
@@ -281,15 +224,37 @@ def from_bytes(content: bytes, name: str = "The rule") -> RuleFile:
     return RuleFile(spec, spec.build(), params, digest, content)
 
 
-def _kind(name: str) -> Kind:
-    if name not in KINDS:
-        raise ValueError(unknown(name, KINDS, kind="kind of rule"))
-    return KINDS[name]
+def _published(path: Path, content: bytes) -> tuple[RuleSpec, PyTree] | None:
+    """Spec and weights of a file in a form of its authors; None of other files."""
+    origin = {"source": path.name}
+    if content.startswith(b"\x93NUMPY"):
+        try:
+            flat = np.load(io.BytesIO(content), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise StorageError(f"{path} is damaged: {error}") from error
+        sizes = _OPEN_SIZES.get(flat.size) if flat.ndim == 1 and flat.dtype.kind == "f" else None
+        if sizes is None:
+            raise ValueError(
+                f"{path} is not a published rule: OPEN's are vectors of {' or '.join(map(str, _OPEN_SIZES))} numbers; "
+                f"got {flat.dtype}{list(flat.shape)}."
+            )
+        return RuleSpec("open", sizes, origin), open_weights(flat, **sizes)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return None
+    if not any(name.startswith("lstm/") for name in names):
+        return None
+    try:
+        return RuleSpec("disco", {}, origin), disco.weights(path)
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise StorageError(f"{path} is damaged: {error}") from error
 
 
 def _template(spec: RuleSpec) -> PyTree:
     """Shapes and dtypes of the weights."""
-    return jax.eval_shape(spec.build().init, jax.random.key(0))
+    return jax.eval_shape(spec.init, jax.random.key(0))
 
 
 def _check_weights(what: str, kind: str, leaves: dict[str, np.ndarray], template: PyTree) -> None:
@@ -307,6 +272,8 @@ def _check_weights(what: str, kind: str, leaves: dict[str, np.ndarray], template
             )
         if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
             raise ValueError(f"{what} must be finite; {name} is not.")
+    if problem := kind_of(kind).problem(leaves):
+        raise ValueError(f"{what} are no {kind}: {problem}.")
 
 
 def _digest(spec: RuleSpec, leaves: dict[str, np.ndarray]) -> str:

@@ -78,6 +78,48 @@ def adam_with(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, w
     return make
 
 
+@memoize
+def on_spheres(optimizer: Optimizer = adam, layer: str = "HyperDense") -> Optimizer:
+    """An optimizer after whose update the weights into each unit of some layers have length 1 (arXiv:2502.15280).
+
+        w ← (w + Δ) / ‖w + Δ‖,   Δ the update of the optimizer given; parameters of other layers move by Δ
+
+    Where there are no such layers it is the optimizer given.
+
+    Args:
+      optimizer: gives Δ.
+      layer: what the names of these layers begin with; each leaf there has the weights into a unit along its axis -2.
+
+    Example:
+      >>> import types
+      >>> import jax.numpy as jnp
+      >>> transform = on_spheres(adam)(types.SimpleNamespace(max_grad_norm=1e9), jnp.float32(0.75))
+      >>> params = {"HyperDense_0": {"kernel": jnp.array([[1.0], [0.0]])}}
+      >>> updates, _ = transform.update({"HyperDense_0": {"kernel": jnp.array([[0.0], [-9.0]])}},
+      ...                               transform.init(params), params)
+      >>> moved = optax.apply_updates(params, updates)["HyperDense_0"]["kernel"]
+      >>> [round(x, 3) for x in moved.ravel().tolist()]
+      [0.8, 0.6]
+    """
+
+    def make(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
+        moved = optimizer(hparams, learning_rate)
+
+        def project(path: tuple[Any, ...], step: Array, param: Array) -> Array:
+            if not any(str(getattr(entry, "key", "")).startswith(layer) for entry in path):
+                return step
+            after = param + step
+            return after / jnp.maximum(jnp.linalg.norm(after, axis=-2, keepdims=True), _MIN_NORM) - param
+
+        def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+            updates, state = moved.update(updates, state, params)
+            return jax.tree_util.tree_map_with_path(project, updates, params), state
+
+        return optax.GradientTransformation(moved.init, update)
+
+    return make
+
+
 def rmsprop(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
     """RMSProp (decay 0.99, ε = 1e-5, Mnih et al. 2016, arXiv:1602.01783, eq. 8) behind clipping of the global norm.
 

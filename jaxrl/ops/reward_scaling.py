@@ -1,4 +1,7 @@
-"""Scaling of rewards by the spread of their discounted return."""
+"""Scaling of rewards by the spread of their discounted return, and by its bound.
+
+R_t = γ R_{t-1} [not ended_{t-1}] + r_t
+"""
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +52,14 @@ def scale_rewards(
     Returns:
       The scaled rewards, and the scale with this rollout added.
     """
+    scale, _ = _observed(scale, reward, ended, gamma)
+    return jnp.clip(reward / jnp.sqrt(scale.statistics.var + 1e-8), -limit, limit), scale
+
+
+def _observed(
+    scale: RewardScale, reward: Float[Array, "T B"], ended: Bool[Array, "T B"], gamma: Float[Array, ""]
+) -> tuple[RewardScale, Float[Array, "T B"]]:
+    """The scale with a rollout added, and R of it."""
 
     def accumulate(r: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
         reward, ended = row
@@ -56,5 +67,49 @@ def scale_rewards(
         return jnp.where(ended, 0.0, r), r
 
     last, values = jax.lax.scan(accumulate, scale.discounted_return, (reward, ended))
-    stats = statistics.update_statistics(scale.statistics, values, 2)
-    return jnp.clip(reward / jnp.sqrt(stats.var + 1e-8), -limit, limit), RewardScale(stats, last)
+    return RewardScale(statistics.update_statistics(scale.statistics, values, 2), last), values
+
+
+@struct.dataclass
+class ReturnScale:
+    """What bounds scaled returns, for agents that keep raw rewards and scale those that they draw.
+
+    Attributes:
+      scale: moments of R, and R of each environment.
+      greatest: the greatest |R| so far.
+    """
+
+    scale: RewardScale
+    greatest: Float[Array, ""]
+
+
+def init_return_scale(num_envs: int) -> ReturnScale:
+    """Before any reward."""
+    return ReturnScale(init_scale(num_envs), jnp.float32(0.0))
+
+
+def observe_returns(
+    scale: ReturnScale, reward: Float[Array, "T B"], ended: Bool[Array, "T B"], gamma: Float[Array, ""]
+) -> ReturnScale:
+    """The scale with a rollout of raw rewards added; arguments as in `scale_rewards`."""
+    moments, values = _observed(scale.scale, reward, ended, gamma)
+    return ReturnScale(moments, jnp.maximum(scale.greatest, jnp.max(jnp.abs(values))))
+
+
+def return_divisor(scale: ReturnScale, bound: Float[Array, ""] | float) -> Float[Array, ""]:
+    """What rewards are divided by: R then has a deviation of at most 1, and never more than the bound.
+
+        max(sqrt(Var R + 1e-8), max |R| / bound)
+
+    Source: Lee et al. 2025, arXiv:2502.15280, in the form of the authors' code (DAVIAN-Robotics/SimbaV2), which forgets
+    R with the last reward of an episode instead of after it.
+
+    Args:
+      scale: what has been seen.
+      bound: of |R|, 5 in the paper.
+
+    >>> seen = observe_returns(init_return_scale(1), jnp.full((4, 1), 2.0), jnp.zeros((4, 1), bool), jnp.float32(0.5))
+    >>> return_divisor(seen, 1.0).item(), round(return_divisor(seen, 100.0).item(), 3)
+    (3.75, 0.67)
+    """
+    return jnp.maximum(jnp.sqrt(scale.scale.statistics.var + 1e-8), scale.greatest / bound)

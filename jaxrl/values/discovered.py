@@ -95,7 +95,9 @@ def graph(expression: expressions.Expression = expressions.TD, num_nodes: int | 
       >>> expressions.describe(graph(("square", ("select", "q", "action"))).init())
       'square(select(q, action))'
     """
-    start = expressions.program_of(expression, num_nodes)
+    # Memoized, so that it must not hold of a trace inside of which it is first called.
+    with jax.ensure_compile_time_eval():
+        start = expressions.program_of(expression, num_nodes)
 
     def loss(params: expressions.Program, output: QOutput, target: Target) -> tuple[Array, Array]:
         if target.action is None or target.online_next is None or target.now is None:

@@ -139,3 +139,15 @@ def test_targets_of_a_written_rule_are_the_advantages_that_it_is_made_of():
         slope, _, share = rule_figures.regression(x, found.target)
         assert slope == pytest.approx(1.0, abs=0.01), n
         assert share > 0.9, n
+
+
+def test_generations_of_programs(tmp_path):
+    names = ("held_out/fitness", "fitness/mean", "fitness/best", "search/num_new", "search/share_known")
+    run = Run.create(tmp_path / "programs", {"meta": {"held_out_every": 2}})
+    run.write_segment(0, segment_dataset({name: np.linspace(0.1, 0.9, 4) for name in names}, 0, 10))
+    rule_figures.plot_generations([run], tmp_path / "generations.png")
+    assert (tmp_path / "generations.png").stat().st_size > 5000
+    other = Run.create(tmp_path / "strategy", {})
+    other.write_segment(0, segment_dataset({"held_out/fitness": np.ones(2)}, 0, 10))
+    with pytest.raises(ValueError, match="are drawn apart"):
+        rule_figures.plot_generations([run, other], tmp_path / "both.png")

@@ -55,7 +55,7 @@ from jaxrl.networks.streaming import StreamingConfig
 from jaxrl.networks.update_rules import open_rule
 from jaxrl.objectives import Clip, rules
 from jaxrl.objectives import disco as disco_rules
-from jaxrl.ops import expressions, trees
+from jaxrl.ops import expressions, optimizers, trees
 from jaxrl.ops.bins import Support
 from jaxrl.types import Algorithm
 
@@ -469,6 +469,14 @@ _CONTROL_OPTIONS = {
     "normalize_observations": True,
     "network": ControlConfig(hidden=(8,), activation="tanh"),
 }
+_MPO_HPARAMS = {
+    **{name: value for name, value in _CONTROL_HPARAMS.items() if name != "tau"},
+    "dual_learning_rate": 1e-1,
+    "target_period": 2,
+    "epsilon": 1.0,
+    "initial_temperature": 0.1,
+    "initial_stddev_multiplier": 1.0,
+}
 _MRQ_HPARAMS = {
     **dict.fromkeys(("encoder_learning_rate", "value_learning_rate", "policy_learning_rate"), 1e-2),
     "replay": buffers.Coefficients(jnp.float32(0.6), jnp.float32(0.4), jnp.float32(0.9)),
@@ -515,7 +523,7 @@ def _mrq(env: str, **changes: Any) -> Callable[..., Algorithm]:
     return lambda **config: mrq.mrq(jaxrl.make_env(env), config=mrq.Config(**{**tiny, **config}))
 
 
-def _cqn(**config: Any) -> Algorithm:
+def _cqn(**changes: Any) -> Callable[..., Algorithm]:
     tiny = {
         "num_envs": 2,
         "num_rounds": 3,
@@ -525,8 +533,19 @@ def _cqn(**config: Any) -> Algorithm:
         "n_step": 2,
         "schedule": "linear",
         "network": CoarseConfig(num_levels=2, num_bins=3, num_atoms=5, num_features=4, hidden=(6,)),
+        **changes,
     }
-    return cqn.cqn(jaxrl.make_env("gymnax/Pendulum-v1"), config=cqn.Config(**{**tiny, **config}))
+    return lambda **config: cqn.cqn(jaxrl.make_env("gymnax/Pendulum-v1"), config=cqn.Config(**{**tiny, **config}))
+
+
+_CQN_HPARAMS = {
+    "critic_learning_rate": 1e-2,
+    "support": Support(jnp.float32(-30.0), jnp.float32(2.0)),
+    "tau": 0.1,
+    "noise_fraction": 0.8,
+    "max_grad_norm": 0.01,
+    "horizon": 40,
+}
 
 
 def _evolved(**config: Any) -> Algorithm:
@@ -994,7 +1013,13 @@ CASES = {
         "sac",
         _control(sac, "gymnax/Pendulum-v1"),
         {**_CONTROL_HPARAMS, "temperature_learning_rate": 1e-2},
-        {**_CONTROL_OPTIONS, "reference": "previous", "prioritized": True, "annealed": True},
+        {
+            **_CONTROL_OPTIONS,
+            "reference": "previous",
+            "prioritized": True,
+            "annealed": True,
+            "normalize_rewards": True,
+        },
         {
             **_CPU,
             **_SLOW,
@@ -1002,6 +1027,7 @@ CASES = {
             **_NO_EXPECTILE,
             "kl_coef": "only with a reference",
             "reference_period": "only with a reference",
+            "return_bound": "only with normalize_rewards",
             "learn_temperature": "without it two leaves may not be set; see test_off_policy.py",
             "target": "without one tau has no effect and may not be set; see test_off_policy.py",
         },
@@ -1025,6 +1051,30 @@ CASES = {
             **_NO_ENDS,
             "temperature_learning_rate": "the temperature stays",
             "target_entropy": "the temperature stays",
+            "return_bound": "only with normalize_rewards",
+        },
+        slow=True,
+    ),
+    "sac-spheres": Case(
+        "sac",
+        _control(
+            sac,
+            "gymnax/Pendulum-v1",
+            {"optimizer": optimizers.on_spheres()},
+            normalize_observations=True,
+            normalize_rewards=True,
+            network=ControlConfig(hidden=(8,), block="hyperspherical", num_bins=11),
+        ),
+        # So narrow a bound that it decides, not the deviation.
+        {**_CONTROL_HPARAMS, "temperature_learning_rate": 1e-2, "return_bound": 0.5},
+        {},
+        {
+            **_CPU,
+            **_SLOW,
+            **_NO_ENDS,
+            **_NO_EXPECTILE,
+            "kl_coef": "only with a reference",
+            "reference_period": "only with a reference",
         },
         slow=True,
     ),
@@ -1096,20 +1146,22 @@ CASES = {
     ),
     "cqn": Case(
         "cqn",
-        _cqn,
-        {
-            "critic_learning_rate": 1e-2,
-            "support": Support(jnp.float32(-30.0), jnp.float32(2.0)),
-            "tau": 0.1,
-            "noise_fraction": 0.8,
-            "max_grad_norm": 0.01,
-            "horizon": 40,
-        },
+        _cqn(),
+        _CQN_HPARAMS,
         {
             **{name: value for name, value in _CONTROL_OPTIONS.items() if name != "policy_delay"},
             "n_step": 1,
+            "length": 2,
             "network": CoarseConfig(num_levels=3, num_bins=3, num_atoms=5, num_features=4, hidden=(6,)),
         },
+        {**_CPU, **_SLOW, **_NO_ENDS, "ensemble_gain": "only with several actions in a row"},
+        slow=True,
+    ),
+    "cqn-sequences": Case(
+        "cqn",
+        _cqn(length=3),
+        {**_CQN_HPARAMS, "ensemble_gain": 0.5},
+        {},
         {**_CPU, **_SLOW, **_NO_ENDS},
         slow=True,
     ),
@@ -1121,22 +1173,24 @@ CASES = {
         {**_CPU, **_SLOW},
         slow=True,
     ),
+    "mpo-retrace": Case(
+        "mpo",
+        _control(mpo, "gymnax/Pendulum-v1", num_actions=3, n_step=3, returns="retrace"),
+        {**_MPO_HPARAMS, "trace_lambda": 0.9},
+        {},
+        {**_CPU, **_SLOW, **_NO_ENDS},
+        slow=True,
+    ),
     "mpo": Case(
         "mpo",
         _control(mpo, "gymnax/Pendulum-v1", num_actions=3, n_step=2),
-        {
-            **{name: value for name, value in _CONTROL_HPARAMS.items() if name != "tau"},
-            "dual_learning_rate": 1e-1,
-            "target_period": 2,
-            "epsilon": 1.0,
-            "initial_temperature": 0.1,
-            "initial_stddev_multiplier": 1.0,
-        },
-        {**_CONTROL_OPTIONS, "num_actions": 4, "n_step": 1},
+        _MPO_HPARAMS,
+        {**_CONTROL_OPTIONS, "num_actions": 4, "n_step": 1, "returns": "retrace"},
         {
             **_CPU,
             **_SLOW,
             **_NO_ENDS,
+            "trace_lambda": "only with retrace",
             "penalize_bounds": "without it epsilon_penalty has no effect and may not be set; see test_off_policy.py",
         },
         slow=True,

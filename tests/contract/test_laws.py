@@ -269,7 +269,7 @@ def test_act_is_for_one_environment_and_greedy_without_a_key(name):
 def variant_marks(name):
     """Those with replay and continuous actions compile for long; the ordinary tests have the row of SAC."""
     base = ALGORITHMS[name].base
-    late = base in ("sac", "td3") or (base == "dqn" and name != "rainbow")  # dqn's rows have their parts
+    late = base in ("sac", "td3", "cqn") or (base == "dqn" and name != "rainbow")  # dqn's rows have their parts
     return pytest.mark.slow if late else ()
 
 
@@ -278,9 +278,10 @@ def test_variants_learn_something_with_their_own_defaults(name):
     """A variant's parts fit together: laws 1 and 6, its name, its defaults, one record for equal arguments."""
     entry = ALGORITHMS[name]
     tiny = {"num_envs": 4, "num_steps": 8, "network": dataclasses.replace(entry.default_config.network, hidden=(8,))}
-    if entry.base in ("sac", "td3"):
+    continuous = entry.base in ("sac", "td3", "cqn")
+    if continuous:
         tiny["batch_size"] = 16
-    env = jaxrl.make_env("gymnax/Pendulum-v1" if entry.base in ("sac", "td3") else "probe/Credit")
+    env = jaxrl.make_env("gymnax/Pendulum-v1" if continuous else "probe/Credit")
     algorithm = jaxrl.make(name, env, **tiny)
     assert algorithm.name == name
     assert algorithm is jaxrl.make(name, env, **tiny)

@@ -1,6 +1,7 @@
-"""CQN: intervals, zooming in, an update against formulas in float64, values of probes, Pendulum. 5 seeds."""
+"""CQN and CQN-AS: intervals, zooming in, updates against formulas in float64, acting, values of probes, Pendulum."""
 
 import dataclasses
+import functools
 import itertools
 from fractions import Fraction
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 import jaxrl
-from jaxrl import buffers, spaces
+from jaxrl import buffers, chunks, spaces
 from jaxrl.algorithms import cqn
-from jaxrl.networks.coarse import CoarseConfig, cell_of, center_of, coarse_critic, path_of
+from jaxrl.networks.coarse import CoarseConfig, cell_of, center_of, coarse_critic, path_of, zoom
+from jaxrl.networks.control import control_networks
 from jaxrl.ops.bins import Support
 
 NUM_SEEDS, GAMMA, TAU = 5, 0.8, 0.3
@@ -77,7 +79,7 @@ def test_zooming_finds_the_best_cell_of_a_separable_value():
         interval = jnp.round((center + 1) * 3**level / 2 - 0.5).astype(int)
         return jnp.stack([parts[entry, interval[entry]] for entry in range(2)])
 
-    found = cqn.zoom(values_of, (2,), config)
+    found = zoom(values_of, (2,), config)
     best = max(itertools.product(range(27), range(27)), key=lambda cells: tables[0, cells[0]] + tables[1, cells[1]])
     assert tuple(found.tolist()) == best
 
@@ -85,35 +87,57 @@ def test_zooming_finds_the_best_cell_of_a_separable_value():
 def test_bins_of_equal_value_are_drawn():
     config, draw = CoarseConfig(num_levels=2, num_bins=3), jnp.float32([[[0.1], [0.9]], [[0.5], [0.4]]])
     equal = lambda center, level: jnp.zeros((2, 1, 3))
-    assert cqn.zoom(equal, (2, 1), config, draw).tolist() == [[2], [4]]
-    assert cqn.zoom(equal, (2, 1), config).tolist() == [[0], [0]]
+    assert zoom(equal, (2, 1), config, draw).tolist() == [[2], [4]]
+    assert zoom(equal, (2, 1), config).tolist() == [[0], [0]]
     better = lambda center, level: jnp.broadcast_to(jnp.array([0.0, 2e-4, 0.0]), (2, 1, 3))
-    assert cqn.zoom(better, (2, 1), config, draw).tolist() == [[4], [4]]
+    assert zoom(better, (2, 1), config, draw).tolist() == [[4], [4]]
 
 
 # --- One update ------------------------------------------------------------------------------------------------------
 
-NUM_DRAWN = 32
+NUM_DRAWN, GAIN = 32, 0.7
+
+
+def gru(params, x):
+    """Outputs [N, S, H] of Cho et al.'s unit as PyTorch has it, in float64."""
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+    kernel, bias = np.float64(params["kernel"]), np.float64(params["bias"])
+    h, outputs = np.zeros((len(x), kernel.shape[0])), []
+    for step in range(x.shape[1]):
+        reset, update, new = np.split(
+            x[:, step] @ np.float64(params["input"]["kernel"]) + np.float64(params["input"]["bias"]), 3, axis=1
+        )
+        reset_h, update_h, new_h = np.split(h @ kernel, 3, axis=1)
+        update = sigmoid(update + update_h)
+        h = (1 - update) * np.tanh(new + sigmoid(reset + reset_h) * (new_h + bias)) + update * h
+        outputs.append(h)
+    return np.stack(outputs, axis=1)
 
 
 def stream(params, name, obs, center, level):
-    """Outputs of one stream in float64 for one interval of one level."""
+    """Outputs of one stream in float64 for one interval of one level, [N, S, A b K]."""
 
     def norm(layer, x):
-        z = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
+        z = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
         return z * np.float64(layer["scale"]) + np.float64(layer["bias"])
 
+    num, length = len(obs), center.shape[1] // 2
+    full = lambda x: np.broadcast_to(x, (num, length, x.shape[-1]))
     x = np.tanh(norm(params[f"{name}_norm"], obs @ np.float64(params[f"{name}_features"]["kernel"])))
-    of_level = np.broadcast_to(np.eye(SMALL.num_levels)[level], (len(obs), SMALL.num_levels))
-    x = np.concatenate([x, center, of_level], axis=1) @ np.float64(params[f"{name}_0"]["kernel"])
+    known = [full(x[:, None]), center.reshape(num, length, 2), full(np.eye(SMALL.num_levels)[level])]
+    if length > 1:
+        known.append(full(np.eye(length)))
+    x = np.concatenate(known, axis=-1) @ np.float64(params[f"{name}_0"]["kernel"])
     x = norm(params[f"{name}_norm_0"], x)
     x = x / (1 + np.exp(-x))
+    if length > 1:
+        x = gru(params[f"{name}_gru"], x)
     return x @ np.float64(params[f"{name}_head"]["kernel"]) + np.float64(params[f"{name}_head"]["bias"])
 
 
 def logits_of(params, obs, center, level):
-    value = stream(params, "value", obs, center, level).reshape(len(obs), 2, 1, -1)
-    advantage = stream(params, "advantage", obs, center, level).reshape(len(obs), 2, SMALL.num_bins, -1)
+    value = stream(params, "value", obs, center, level).reshape(*center.shape, 1, -1)
+    advantage = stream(params, "advantage", obs, center, level).reshape(*center.shape, SMALL.num_bins, -1)
     return value + advantage - advantage.mean(2, keepdims=True)
 
 
@@ -122,8 +146,19 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def test_an_update_of_cqn():
-    """Two-step returns, terminations and truncations; each level and entry learns from the same of the next action."""
+def zoomed(params, obs, atoms, num_entries):
+    """The best cell and, of each level, its bins [N, entries]."""
+    interval, bins = np.zeros((len(obs), num_entries), int), []
+    for level in range(SMALL.num_levels):
+        center = (2 * interval + 1) / SMALL.num_bins**level - 1
+        bins.append((softmax(logits_of(params, obs, center, level)) @ atoms).argmax(-1))
+        interval = interval * SMALL.num_bins + bins[-1]
+    return interval, bins
+
+
+@functools.cache
+def updated(length):
+    """Agent, its hyperparameters and atoms, the states around an update, and its metrics."""
     config = cqn.Config(
         num_steps=1,
         num_rounds=1,
@@ -131,11 +166,12 @@ def test_an_update_of_cqn():
         capacity=16,
         num_warmup_steps=16,
         n_step=2,
+        length=length,
         network=SMALL,
     )
     agent = cqn.cqn(with_actions("Termination", truncates=True, num_steps=3), config=config)
-    atoms = np.linspace(-0.5, 2.5, SMALL.num_atoms)
-    hparams = agent.hyperparams(support=support(-0.5, 2.5), gamma=GAMMA, tau=TAU, critic_learning_rate=1e-2)
+    changes = {"noise_start": 0.0, "noise_end": 0.0, "ensemble_gain": GAIN} if length > 1 else {}
+    hparams = agent.hyperparams(support=support(-0.5, 2.5), gamma=GAMMA, tau=TAU, critic_learning_rate=1e-2, **changes)
     before = jax.jit(agent.init)(jax.random.key(0), hparams)
     # Heads begin at zero: others, so that there is something to compare.
     draws = np.random.default_rng(0)
@@ -145,9 +181,18 @@ def test_an_update_of_cqn():
         params={"critic": moved(before.learner.params["critic"])},
         target_params=moved(before.learner.target_params),
     )
-    before = dataclasses.replace(before, learner=learner)
-    after, metrics = jax.jit(agent.step)(before, hparams)
+    before, step = dataclasses.replace(before, learner=learner), jax.jit(agent.step)
+    after, metrics = step(before, hparams)
+    return agent, lambda state: step(state, hparams)[0], np.linspace(-0.5, 2.5, SMALL.num_atoms), before, after, metrics
 
+
+@pytest.mark.parametrize("length", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_update(length):
+    """Two-step returns, terminations and truncations; each level and entry learns from the same of the next action.
+
+    With two actions in a row both have the return from the first on; after an end the first is the second too.
+    """
+    agent, _, atoms, before, after, metrics = updated(length)
     # The order of keys is the one in `_step`.
     key_replay = jax.random.split(before.key, 6)[3]
     buffer = buffers.uniform(16, 1, NUM_DRAWN, 2)
@@ -162,19 +207,22 @@ def test_an_update_of_cqn():
     obs, next_obs = rows.obs[first], rows.next_obs[last]
 
     # The next action by the critic, its bins' distributions by the target.
-    n = np.arange(NUM_DRAWN)[:, None], np.arange(2)[None]
-    interval, target = np.zeros((NUM_DRAWN, 2), int), []
-    for level in range(SMALL.num_levels):
+    n, num_entries = (np.arange(NUM_DRAWN)[:, None], np.arange(2 * length)[None]), 2 * length
+    interval, target = np.zeros((NUM_DRAWN, num_entries), int), []
+    for level, chosen in enumerate(zoomed(before.params["critic"], next_obs, atoms, num_entries)[1]):
         center = (2 * interval + 1) / SMALL.num_bins**level - 1
-        values = softmax(logits_of(before.params["critic"], next_obs, center, level)) @ atoms
-        chosen = values.argmax(-1)
         probs = softmax(logits_of(before.learner.target_params, next_obs, center, level))[(*n, chosen)]
         returns = np.clip(reward[:, None] + discount[:, None] * atoms, atoms[0], atoms[-1])
         spread = np.maximum(0, 1 - np.abs(returns[..., None] - atoms) / (atoms[1] - atoms[0]))
         target.append(np.einsum("naj,njk->nak", probs, spread))
         interval = interval * SMALL.num_bins + chosen
-    interval, losses = np.zeros((NUM_DRAWN, 2), int), []
-    cells = np.clip(np.floor((rows.action[first] + 1) / 2 * 9), 0, 8).astype(int)
+    interval, losses = np.zeros((NUM_DRAWN, num_entries), int), []
+    action = rows.action[first]
+    if length > 1:
+        follows = np.where(ended[:, None], rows.action[first], rows.action[second])
+        assert ended.any()
+        action = np.concatenate([action, follows], axis=1)
+    cells = np.clip(np.floor((action + 1) / 2 * 9), 0, 8).astype(int)
     for level in range(SMALL.num_levels):
         center = (2 * interval + 1) / SMALL.num_bins**level - 1
         taken = cells // SMALL.num_bins ** (SMALL.num_levels - 1 - level) % SMALL.num_bins
@@ -186,10 +234,49 @@ def test_an_update_of_cqn():
     assert np.std(losses) > 0.1
     exact = lambda old, new: (1 - TAU) * np.float64(old) + TAU * np.float64(new)
     averaged = jax.tree.map(exact, before.learner.target_params, after.learner.params["critic"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.learner.target_params, averaged)
-    # What was taken lies on the finest grid.
-    newest = rows.action[(int(after.buffer.pointer) - 1) % 16]
-    np.testing.assert_allclose(newest, center_of(cell_of(jnp.float32(newest), SMALL), 9), rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.learner.target_params, averaged
+    )
+    if length == 1:  # What was taken lies on the finest grid.
+        newest = rows.action[(int(after.buffer.pointer) - 1) % 16]
+        np.testing.assert_allclose(newest, center_of(cell_of(jnp.float32(newest), SMALL), 9), rtol=1e-6)
+        assert agent.initial_memory() == ()
+
+
+def test_acting_in_sequences():
+    """What the last two choices mean for now, of this episode only; the authors' table of choices, in NumPy."""
+    # No choice was made before: the warm-up is random.
+    agent, step, atoms, state, _, _ = updated(2)
+    table, means, act = [], [], jax.jit(agent.act)
+    memory = agent.initial_memory()
+    for _ in range(6):
+        obs, start = np.float64(state.actor.obs), bool(state.actor.start[0])
+        cells, _ = zoomed(state.params["critic"], obs, atoms, 4)
+        table = [] if start else table
+        table.append((2 * cells[0] + 1).reshape(2, 2) / 9 - 1)
+        now = [choice[1] for choice in table[-2:-1]] + [table[-1][0]]  # the oldest first
+        weights = np.exp(-GAIN * np.arange(len(now)))
+        expected = (np.array(now) * weights[:, None]).sum(0) / weights.sum()
+        means.append((len(now), not np.array_equal(now[0], now[-1])))
+        memory = agent.initial_memory() if start else memory
+        action, memory = act(state, memory, state.actor.obs[0], None)
+        np.testing.assert_allclose(action, 2 * expected, rtol=1e-5)
+        state = step(state)
+        taken = np.asarray(state.buffer.items.action)[(int(state.buffer.pointer) - 1) % 16, 0]
+        np.testing.assert_allclose(taken, expected, rtol=1e-5)
+    assert {(1, False), (2, True)} <= set(means)
+
+
+def test_overlapping_choices_are_the_authors_table():
+    """Three actions in a row over eight steps of two environments."""
+    choices = np.random.default_rng(0).normal(size=(8, 2, 3, 1))
+    plans, history = chunks.no_plans(3, 1, 2), np.full((8, 11, 2, 1), np.nan)
+    for t, choice in enumerate(choices):
+        history[t, t : t + 3] = np.moveaxis(choice, 1, 0)
+        now = history[:, t][~np.isnan(history[:, t, 0, 0])]
+        weights = np.exp(-GAIN * np.arange(len(now)))
+        found, plans = chunks.blend(plans, jnp.float32(choice), jnp.float32(GAIN))
+        np.testing.assert_allclose(found, np.einsum("i,iba->ba", weights / weights.sum(), now), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +288,24 @@ def test_an_update_of_cqn():
         ({"num_levels": 0}, "num_levels must be a whole number"),
     ],
 )
-def test_messages(changes, message):
+def test_messages_of_the_critic(changes, message):
     box = spaces.box(-1.0, 1.0, (2,))
     with pytest.raises(ValueError, match=message):
         coarse_critic(box, box, CoarseConfig(**changes))
+
+
+def test_messages():
     with pytest.raises(ValueError, match="coarse_critic: actions must be a Box with finite bounds"):
         cqn.cqn(jaxrl.make_env("gymnax/CartPole-v1"))
+    pendulum = jaxrl.make_env("gymnax/Pendulum-v1")
+    with pytest.raises(ValueError, match="cqn: length must be a whole number of at least 1; got length = 0"):
+        cqn.cqn(pendulum, config=cqn.Config(length=0))
+    with pytest.raises(ValueError, match=r"at least n_step and length, .* length = 8"):
+        cqn.cqn(pendulum, config=cqn.Config(num_warmup_steps=4, length=8))
+    with pytest.raises(ValueError, match=r"ensemble_gain = 0\.5 has no effect while config\.length = 1"):
+        cqn.cqn(pendulum).hyperparams(ensemble_gain=0.5)
+    with pytest.raises(ValueError, match="cqn: its critic is"):
+        jaxrl.make("cqn_as", pendulum, network=control_networks(pendulum.observation_space, pendulum.action_space))
 
 
 # --- Values and learning ---------------------------------------------------------------------------------------------
@@ -252,13 +351,14 @@ def test_values_of_the_probes(probe, expected):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_pendulum():
+@pytest.mark.parametrize("name, width", [("cqn", 64), ("cqn_as", 32)])
+def test_pendulum(name, width):
     """9,600 steps; a rate of 1e-3, batches of 64, small layers. A random policy has about -1200, a good one -150."""
-    network = CoarseConfig(num_features=32, hidden=(64, 64))
-    agent = jaxrl.make("cqn", jaxrl.make_env("gymnax/Pendulum-v1"), network=network, batch_size=64, capacity=16_384)
+    network = CoarseConfig(num_features=32, hidden=(width, width))
+    agent = jaxrl.make(name, jaxrl.make_env("gymnax/Pendulum-v1"), network=network, batch_size=64, capacity=16_384)
     changes = {"critic_learning_rate": 1e-3, "support": support(-1600, 0), "horizon": 9600, "noise_fraction": 0.5}
     states, hparams = train(agent, 9600 // agent.env_steps, **changes)
     run = jax.jit(jax.vmap(jaxrl.evaluate(agent, 16), (0, 0, None)))
     got = np.asarray(run(jax.random.split(jax.random.key(9), NUM_SEEDS), states, hparams.env).mean_return)
-    print("cqn", np.round(got, 1))
+    print(name, np.round(got, 1))
     assert np.mean(got) >= -250, got

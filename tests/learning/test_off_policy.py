@@ -105,15 +105,23 @@ def one_update(name, num_before=0, options=None, **hparams):
         leaves = np.float64(after.buffer.priorities.levels[0]).ravel()
         priority = {"weight": weight, "priority": leaves[np.asarray(index)], "index": np.asarray(index)}
     else:
-        buffer = buffers.uniform(8, 1, NUM_DRAWN)
+        buffer = buffers.uniform(8, 1, NUM_DRAWN, getattr(agent.config, "n_step", 1))
         index = buffer.sample((), after.buffer, buffer.noise(keys[3], 1, 1)[0, 0], jnp.float32(0.0)).index
+        if getattr(agent.config, "returns", "n_step") == "retrace":
+            at = (np.asarray(index) + np.arange(agent.config.n_step)[:, None]) % 8
+            windows = jax.tree.map(lambda x: np.asarray(x)[at, 0].astype(np.float64), after.buffer.items)
+            newest = jax.tree.map(lambda x: np.float64(x)[int(after.buffer.pointer) - 1], after.buffer.items)
+            priority = {"windows": windows, "newest": newest, "num_rows": agent.config.n_step}
     rows = jax.tree.map(lambda x: np.asarray(x)[np.asarray(index), 0].astype(np.float64), after.buffer.items)
     assert rows.terminated.any()
     assert not rows.terminated.all()
     if name == "mpo":
-        shape = (agent.config.num_actions, NUM_DRAWN, 2)
-        drawn = jax.random.split(keys[4], (1, 1))[0, 0], jax.random.split(keys[5], 1)[0]
-        noise = [np.float64(jax.random.normal(key, shape)) for key in drawn]
+        shape = lambda num: (agent.config.num_actions, num * NUM_DRAWN, 2)
+        drawn = (
+            (jax.random.split(keys[4], (1, 1))[0, 0], priority.get("num_rows", 1)),
+            (jax.random.split(keys[5], 1)[0], 1),
+        )
+        noise = [np.float64(jax.random.normal(key, shape(num))) for key, num in drawn]
     else:
         noise = [np.float64(jax.random.normal(key, (1, 1, NUM_DRAWN, 2))[0, 0]) for key in keys[4:6]]
     return before.learner, after.learner, metrics, dataclasses.replace(rows, extras=priority), noise
@@ -160,20 +168,25 @@ def test_an_update_of_sac():
     assert_averaged(before.target_params["critic"], after.params["critic"], after.target_params["critic"])
 
 
-def test_an_update_of_sac_with_a_reference_priorities_and_an_expectile():
+def test_an_update_of_sac_with_a_reference_priorities_an_expectile_and_scaled_rewards():
     """Tomar et al. 2020, as the authors' code has it, at a fixed α: (α + c) log π - c log π_k - Q.
 
-    Schaul et al. 2016: weights of the loss, priorities by error. Omura et al. 2025: an expectile. The second update:
-    the policy has left its reference, priorities differ. The policy's batch is that of the critics although
-    priorities have changed.
+    Schaul et al. 2016: weights of the loss, priorities by error. Omura et al. 2025: an expectile. Lee et al. 2025:
+    rewards scaled by their returns. The second update: the policy has left its reference, priorities differ. The
+    policy's batch is that of the critics although priorities have changed.
     """
     options = {"reference": "previous", "learn_temperature": False, "prioritized": True, "annealed": True}
+    options["normalize_rewards"] = True
     coef, tau = 0.6, 0.8
     changes = {"reference_period": 2.0, "expectile": tau, "horizon": 1e9, "initial_temperature": ALPHA}
-    before, after, metrics, rows, (next_noise, noise) = one_update("sac", 1, options, kl_coef=coef, **changes)
+    before, after, metrics, rows, (next_noise, noise) = one_update(
+        "sac", 1, options, kl_coef=coef, return_bound=2.0, **changes
+    )
     next_action, next_log_prob = squashed(before.params["policy"], rows.next_obs, next_noise)
     following = critic_of(before.target_params["critic"], rows.next_obs, next_action).min(0) - ALPHA * next_log_prob
-    error = rows.reward + GAMMA * (1 - rows.terminated) * following
+    divisor = sum(GAMMA**k for k in range(3)) / 2.0  # episodes of three rewards of 1
+    close(metrics["reward/divisor"], divisor)
+    error = rows.reward / divisor + GAMMA * (1 - rows.terminated) * following
     error = error - critic_of(before.params["critic"], rows.obs, rows.action)
     replayed = rows.extras
     assert len(np.unique(replayed["weight"].round(3))) > 2
@@ -277,14 +290,20 @@ def test_an_update_of_discrete_sac():
     assert_averaged(before.target_params, after.params["critic"], after.target_params)
 
 
-def test_an_update_of_mpo():
-    """Abdolmaleki et al. 2018, sections 4.1 and 4.2: the second update, of a policy that has left its target."""
+@pytest.mark.parametrize("returns", ["retrace", pytest.param("n_step", marks=pytest.mark.slow)])
+def test_an_update_of_mpo(returns):
+    """Abdolmaleki et al. 2018, sections 4.1 and 4.2: the second update, of a policy that has left its target.
+
+    Munos et al. 2016, eq. 4: Retrace over three rows, by the target's policy and critics.
+    """
+    num_rows = 3 if returns == "retrace" else 1
     temperature, multipliers, bounds = 0.3, (0.7, 0.4), {"epsilon": 0.2, "epsilon_mean": 0.05, "epsilon_stddev": 0.03}
     before, after, metrics, rows, (next_noise, noise) = one_update(
         "mpo",
         1,
-        {"num_actions": 3, "n_step": 1},
+        {"num_actions": 3, "n_step": num_rows, "returns": returns},
         **bounds,
+        **({"trace_lambda": 0.9} if returns == "retrace" else {}),
         epsilon_penalty=0.02,
         initial_temperature=temperature,
         initial_mean_multiplier=multipliers[0],
@@ -302,8 +321,32 @@ def test_an_update_of_mpo():
     def judged(actions, obs):
         return np.stack([critic_of(before.target_params["critic"], obs, np.clip(a, -1, 1)).min(0) for a in actions])
 
-    following = judged(drawn(before.target_params["policy"], rows.next_obs, next_noise), rows.next_obs).mean(0)
-    target = rows.reward + GAMMA * (1 - rows.terminated) * following
+    def log_density(policy, actions):
+        mean, log_std = policy
+        z = (actions - mean) / np.exp(log_std)
+        return (-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    if returns == "retrace":
+        window, newest = rows.extras["windows"], rows.extras["newest"]
+        # What is stored is of the policy that acted: uniform in the warm-up, then the one being learned.
+        close(newest.extras, log_density(gaussian(before.params["policy"], newest.obs), newest.action))
+        assert np.isclose(window.extras, -2 * math.log(2)).any()
+        trace, errors, values = [], [], []
+        for k, sample in enumerate(next_noise.reshape(3, num_rows, NUM_DRAWN, 2).swapaxes(0, 1)):
+            following = judged(drawn(before.target_params["policy"], window.next_obs[k], sample), window.next_obs[k])
+            values.append(judged([window.action[k]], window.obs[k])[0])
+            bootstrapped = GAMMA * (1 - window.terminated[k]) * following.mean(0)
+            errors.append(window.reward[k] + bootstrapped - values[k])
+            policy = gaussian(before.target_params["policy"], window.obs[k])
+            trace.append(np.minimum(1, np.exp(log_density(policy, window.action[k]) - window.extras[k])))
+        decay = 0.9 * GAMMA * (1 - np.maximum(window.terminated, window.truncated))
+        later = errors[1] + decay[1] * trace[2] * errors[2]
+        target = values[0] + errors[0] + decay[0] * trace[1] * later
+        assert 0.1 < np.mean(np.array(trace[1:]) < 1) < 1
+        close(metrics["value/trace"], np.mean(trace[1:]))
+    else:
+        following = judged(drawn(before.target_params["policy"], rows.next_obs, next_noise), rows.next_obs).mean(0)
+        target = rows.reward + GAMMA * (1 - rows.terminated) * following
     values = critic_of(before.params["critic"], rows.obs, rows.action)
     close(metrics["value/target"], target.mean())
     close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean())
@@ -323,11 +366,7 @@ def test_an_update_of_mpo():
         gaussian(params["policy"], rows.obs) for params in (before.params, before.target_params)
     )
 
-    def log_density(mean, log_std):
-        z = (actions - mean) / np.exp(log_std)
-        return (-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-
-    likelihood = log_density(mean, old_log_std) + log_density(old_mean, log_std)
+    likelihood = log_density((mean, old_log_std), actions) + log_density((old_mean, log_std), actions)
     kl_mean = (0.5 * (mean - old_mean) ** 2 / np.exp(2 * old_log_std)).mean(0)
     ratio = np.exp(2 * (old_log_std - log_std))
     kl_stddev = (0.5 * (ratio - 1) - (old_log_std - log_std)).mean(0)
@@ -388,25 +427,31 @@ ENSEMBLES = {
             for name in ENSEMBLES
             for probe, expected in (("Truncation", TRUNCATION), ("Termination", TERMINATION))
         ),
+        pytest.param("mpo", "Truncation", TRUNCATION, marks=pytest.mark.slow),
+        pytest.param("mpo", "Termination", TERMINATION, marks=pytest.mark.slow),
     ],
 )
 def test_values_of_the_probes(name, probe, expected):
-    """A bootstrap cut at the time limit would give at most 3.36 instead of 5, one at the end of the episode 5."""
-    base = "td3" if name == "td3" else "sac"
+    """A bootstrap cut at the time limit would give at most 3.36 instead of 5, one at the end of the episode 5.
+
+    MPO has Retrace, over windows in which episodes end.
+    """
+    base = name if name in ("td3", "mpo") else "sac"
     aggregate, layers = ENSEMBLES.get(name, (None, {}))
     components = {} if aggregate is None else {"aggregate": aggregate}
     config = MODULES[base].Config(
         **TINY,
+        **({"returns": "retrace", "num_actions": 4} if base == "mpo" else {}),
         num_rounds=200,
         num_warmup_steps=16,
-        n_step=3 if base == "td3" else 1,
+        n_step=1 if base == "sac" else 3,
         network=ControlConfig(hidden=(16,), **layers),
     )
     env = with_actions(probe)
     agent = getattr(MODULES[base], base)(env, config=config, **components)
-    entropy = {"initial_temperature": 1e-9} if base == "sac" else {}
-    states, _, hparams = train(agent, 1, gamma=GAMMA, tau=0.1, critic_learning_rate=2e-2, **entropy)
-    critic = control_networks(env.observation_space, env.action_space, base == "sac", config.network).critic
+    own = {"sac": {"tau": 0.1, "initial_temperature": 1e-9}, "td3": {"tau": 0.1}, "mpo": {"target_period": 4.0}}
+    states, _, hparams = train(agent, 1, gamma=GAMMA, critic_learning_rate=2e-2, **own[base])
+    critic = control_networks(env.observation_space, env.action_space, base != "td3", config.network).critic
     obs, value = expected
     action = jnp.zeros((len(obs), 2))
     found = jax.vmap(lambda params: evaluate(critic, params, {}, jnp.float32(obs), action, hparams.network)[0])(
@@ -454,6 +499,13 @@ def test_crossq_keeps_no_target_and_moves_its_moments():
         ("sac", {"network": ControlConfig(num_quantiles=5), "annealed": True}, "sac: annealed is for critics that"),
         ("td3", {"network": ControlConfig(num_bins=5), "annealed": True}, "td3: annealed is for critics that"),
         ("td3", {"network": ControlConfig(num_bins=5), "regularizer": "beer"}, "td3: a regularizer is for critics"),
+        ("mpo", {"returns": "retrace", "n_step": 1}, "mpo: retrace needs n_step of at least 2"),
+        (
+            "mpo",
+            {"returns": "retrace", "network": ControlConfig(num_bins=5)},
+            "mpo: returns = 'retrace' is for critics",
+        ),
+        ("mpo", {"returns": "td"}, "returns must be one of n_step, retrace"),
     ],
 )
 def test_messages(name, changes, message):
@@ -532,9 +584,12 @@ def test_policy(name, changes):
 PENDULUM = {
     **dict.fromkeys(("sac", "td3", "ddpg", "tqc", "crossq", "simba", "d4pg", "mpo"), 12_000),
     **dict.fromkeys(("mdpo_off_policy", "annealed_sac", "annealed_td3", "beer", "td3_by_priority"), 12_000),
+    "simba_v2": 9_600,
     "d4pg_by_priority": 12_000,
     **dict.fromkeys(("redq", "droq"), 3_000),
 }
+# Layers and batches small enough for four minutes of a core.
+SMALLER = {"simba_v2": ((64,), 64)}
 # In two of five seeds these have not learned by then: -256 and -327.
 SLOWER = {"mdpo_off_policy": -400, "td3_by_priority": -450}
 
@@ -548,13 +603,16 @@ def test_pendulum(name):
     priority = {"prioritized": True} if name.endswith("_by_priority") else {}
     name = name.removesuffix("_by_priority")
     entry = ALGORITHMS[name]
-    network = dataclasses.replace(entry.default_config.network, hidden=(64, 64), critic_hidden=())
-    agent = jaxrl.make(name, jaxrl.make_env("gymnax/Pendulum-v1"), network=network, capacity=16_384, **priority)
+    hidden, batch_size = SMALLER.get(name, ((64, 64), entry.default_config.batch_size))
+    network = dataclasses.replace(entry.default_config.network, hidden=hidden, critic_hidden=())
+    sizes = {"network": network, "batch_size": batch_size, "capacity": 16_384}
+    agent = jaxrl.make(name, jaxrl.make_env("gymnax/Pendulum-v1"), **sizes, **priority)
     parts = [field.name for field in dataclasses.fields(entry.hyperparams) if field.name.endswith("learning_rate")]
     if not getattr(entry.default_config, "learn_temperature", True):
         parts.remove("temperature_learning_rate")
     changes = {**dict.fromkeys(parts, 1e-3), "horizon": float(num_steps)}
-    if entry.default_config.network.num_bins:  # returns of 200 steps, each at least -16.3
+    scaled = getattr(entry.default_config, "normalize_rewards", False)
+    if entry.default_config.network.num_bins and not scaled:  # returns of 200 steps, each at least -16.3
         changes["network"] = coefficients(network).replace(support=Support(jnp.float32(-1600.0), jnp.float32(0.0)))
     states, _, hparams = train(agent, num_steps // agent.env_steps, **changes)
     got = returns(agent, states, hparams, 16)

@@ -11,13 +11,14 @@ from flax import struct
 from runs import toy
 
 import jaxrl
+from jaxrl import spaces
 from jaxrl.algorithms import lpg
 from jaxrl.envs import chains
 from jaxrl.meta.meta_gradient import Judge, meta_gradient, policy_gradient
 from jaxrl.objectives import rules
 from jaxrl.ops import trees
 from jaxrl.ops.distributions import Categorical
-from jaxrl.types import Algorithm, memoize
+from jaxrl.types import Algorithm, Env, EnvStep, memoize
 
 GAMMA, RATE = 0.8, 0.7
 # Of staying (0) and changing (1) in both states: where it leads, with a slip of 0.1, and what it truly pays.
@@ -244,6 +245,26 @@ def test_a_judges_critic_has_a_gradient_and_takes_a_step_along_it():
     # Standardized advantages have mean 0, and all actions the same probability.
     np.testing.assert_allclose(loss, 0.0, atol=1e-5)
     assert float(metrics["meta/value_loss"]) > 0.0
+
+
+def test_the_table_of_a_judges_critic_does_not_diverge_where_one_state_is_all_there_is():
+    """An episode is one step and pays 1. At rate 4, plain descent would multiply the value's error by -7."""
+    one, zero = spaces.Discrete(1), jnp.int32(0)
+    over = EnvStep(obs=zero, reward=jnp.float32(1.0), terminated=jnp.bool_(True), truncated=jnp.bool_(False))
+    env = Env(
+        "here/One", lambda key, _: (zero, zero), lambda *_: (zero, over), lambda: zero, one, spaces.Discrete(2), 1
+    )
+    even = lambda learner, obs: Categorical(jnp.zeros((*obs.shape, 2)))
+    judge = policy_gradient(env, even, num_envs=4, num_steps=2, tabular=True)
+
+    def play(own, key):
+        _, (after, metrics) = judge.loss(key, own, None, {}, HasEnv(zero))
+        return after, metrics["meta/value_loss"]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    own, errors = jax.jit(lambda: jax.lax.scan(play, judge.init(keys[0], None, HasEnv(zero)), keys))()
+    np.testing.assert_allclose(own.params["kernel"], [1.0])
+    np.testing.assert_allclose(errors, [1.0, 0.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize(

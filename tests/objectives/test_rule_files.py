@@ -6,20 +6,23 @@ import json
 import jax
 import numpy as np
 import pytest
+from test_disco import PUBLISHED, file_of
 
-from jaxrl import objectives
+from jaxrl import objectives, values
 from jaxrl.checkpoint import StorageError
-from jaxrl.objectives import files, rules
+from jaxrl.networks.update_rules import open_rule, open_weights
+from jaxrl.objectives import disco, files, rules
 from jaxrl.objectives.files import RuleSpec, load_rule, read_rule, save_rule
-from jaxrl.ops import trees
+from jaxrl.ops import expressions, trees
 
 LPO = RuleSpec("ta_lpo", {"hidden": 4}, {"env": "gymnax/CartPole-v1", "held_out": np.float32(0.5), "bad": float("nan")})
 LPG = RuleSpec("lpg", {"hidden": 3, "num_bins": 2, "embedding": 2, "core": "gru"})
+PROGRAM = RuleSpec("program", {"num_nodes": 8})
 
 
 def weights(spec, seed=0):
     """Random leaves of the right shapes, without drawing a network."""
-    template = jax.eval_shape(spec.build().init, jax.random.key(0))
+    template = jax.eval_shape(spec.init, jax.random.key(0))
     generator = np.random.default_rng(seed)
     return jax.tree.map(lambda x: generator.normal(size=x.shape).astype(x.dtype), template)
 
@@ -37,7 +40,11 @@ def rewritten(path, change, spec=None):
     return path
 
 
-@pytest.mark.parametrize("spec", [LPO, LPG, RuleSpec("dpo", {"alpha": 1.5})], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize(
+    "spec",
+    [LPO, LPG, RuleSpec("dpo", {"alpha": 1.5}), RuleSpec("open", {"hidden": 2, "memory": 3}), RuleSpec("dqn_reg")],
+    ids=lambda spec: spec.kind,
+)
 def test_what_is_written_comes_back(tmp_path, spec):
     params = weights(spec)
     path = save_rule(tmp_path / "deep" / "rule.npz", spec, params)
@@ -64,6 +71,8 @@ def test_the_spec_says_where_it_comes_from(tmp_path):
 def test_every_kind_builds_what_it_says():
     assert RuleSpec("lpo").build() is objectives.lpo()
     assert RuleSpec("ta_lpg", {"core": "gru"}).build() is rules.lpg(core="gru", progress=True)
+    assert RuleSpec("open", {"hidden": 32}).build() is open_rule(hidden=32)
+    assert PROGRAM.build() is values.graph(expressions.TD, 8)
     for name, kind in files.KINDS.items():
         is_rule = isinstance(RuleSpec(name).build(), rules.Rule)
         assert is_rule == (kind.family == "sequence")
@@ -156,3 +165,83 @@ def test_wrong_weights_are_refused(tmp_path, spec, change, message):
 def test_the_suffix_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.npz"):
         save_rule(tmp_path / "rule.npy", LPO, weights(LPO))
+
+
+def test_a_program_comes_back_as_the_head_that_it_was_found_for(tmp_path):
+    program = expressions.program_of(expressions.DQN_REG, 8)
+    head, found = load_rule(save_rule(tmp_path / "rule.npz", PROGRAM, program))
+    assert head is values.graph(expressions.TD, 8)
+    assert isinstance(found, expressions.Program)
+    assert expressions.describe(found) == expressions.describe(program)
+
+
+def test_a_program_may_be_built_inside_of_a_trace():
+    spec = RuleSpec("program", {"num_nodes": 19})
+    assert jax.eval_shape(spec.init, jax.random.key(0)).operation.shape == (19,)
+    # The head is memoized: it must not have kept anything of that trace.
+    assert expressions.describe(spec.build().init()) == expressions.describe(expressions.program_of(expressions.TD))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda p: p.replace(operation=p.operation.at[0].set(99)),
+            "unknown operation, or reads one that is not before",
+        ),
+        (lambda p: p.replace(first=p.first.at[3].set(expressions.NUM_INPUTS + 3)), "reads one that is not before it"),
+        (lambda p: p.replace(second=p.second.at[7].set(-1)), "reads one that is not before it"),
+        (lambda p: p.replace(operation=p.operation.at[-1].set(16)), "types do not fit"),
+        (lambda p: expressions.program_of(expressions.TD, 7), r"operation must be int32\[8\]; got int32\[7\]"),
+    ],
+)
+def test_what_is_no_loss_is_refused(tmp_path, change, message):
+    program = expressions.program_of(expressions.TD, 8)
+    with pytest.raises(ValueError, match=message):
+        save_rule(tmp_path / "rule.npz", PROGRAM, change(program))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_published_vectors_are_rules(tmp_path):
+    for size, arguments in ((1211, {}), (3571, {"hidden": 32, "memory": 16})):
+        flat = np.random.default_rng(size).normal(size=size).astype(np.float32)
+        np.save(tmp_path / "ant_OPEN.npy", flat)
+        found = read_rule(tmp_path / "ant_OPEN.npy")
+        assert (found.spec.kind, found.spec.arguments) == ("open", arguments)
+        assert found.spec.provenance["source"] == "ant_OPEN.npy"
+        assert found.rule is open_rule(**arguments)
+        want = trees.named_leaves(open_weights(flat, **arguments))
+        for name, leaf in trees.named_leaves(found.params).items():
+            np.testing.assert_array_equal(leaf, want[name])
+        # What is copied into a folder is a file of ours.
+        assert files.from_bytes(found.content).digest == found.digest
+    for wrong, message in (
+        (np.zeros(1210), "vectors of 1211 or 3571 numbers; got float64"),
+        (np.zeros(1211, int), "int64"),
+    ):
+        np.save(tmp_path / "wrong.npy", wrong)
+        with pytest.raises(ValueError, match=message):
+            read_rule(tmp_path / "wrong.npy")
+    whole = (tmp_path / "ant_OPEN.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[:900])
+    with pytest.raises(StorageError, match=r"cut\.npy is damaged"):
+        read_rule(tmp_path / "cut.npy")
+    np.save(tmp_path / "nan.npy", np.full(1211, np.nan))
+    with pytest.raises(ValueError, match="The weights must be finite"):
+        read_rule(tmp_path / "nan.npy")
+
+
+@pytest.mark.slow
+def test_the_published_file_of_disco_is_a_rule(tmp_path):
+    arrays = file_of(tmp_path / "disco_103.npz", PUBLISHED)
+    found = read_rule(tmp_path / "disco_103.npz")
+    assert (found.spec.kind, found.spec.provenance["source"]) == ("disco", "disco_103.npz")
+    assert found.rule is disco.rule()
+    want = trees.named_leaves(disco.weights(tmp_path / "disco_103.npz"))
+    for name, leaf in trees.named_leaves(found.params).items():
+        np.testing.assert_array_equal(leaf, want[name])
+    assert files.from_bytes(found.content).digest == found.digest
+    arrays.popitem()
+    np.savez(tmp_path / "less.npz", **arrays)
+    with pytest.raises(ValueError, match="is not a file of Disco103"):
+        read_rule(tmp_path / "less.npz")

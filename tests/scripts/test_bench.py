@@ -10,7 +10,7 @@ import pytest
 from loading import SCRIPTS, load
 
 import jaxrl
-from jaxrl.algorithms import ppo
+from jaxrl.algorithms import lpg, ppo
 from jaxrl.envs import list_envs
 from jaxrl.envs.registry import installed
 from jaxrl.networks import NetworkConfig
@@ -77,6 +77,14 @@ def test_algorithms_have_a_row_for_one_member_and_for_many(monkeypatch):
     assert [row["case"] for row in rows] == names
     assert [row["steps_per_seed"] for row in rows] == [4, 4, 2]
     assert rows[0]["state_bytes_per_member"] == rows[1]["state_bytes_per_member"]
+
+
+def test_discovery_has_a_row_for_each_size(monkeypatch):
+    monkeypatch.setattr(bench, "timed", lambda *arguments: bench.Timing(2.0, [0.5], 100))
+    config = lpg.Config(num_envs=2, num_steps=3, tabular=True, optimizer="sgd")
+    rows = list(bench.measure_discovery("", 1, 4, num_generations=2, num_updates=5, config=config, widths=(4, 3)))
+    assert [row["case"] for row in rows] == ["lpg es grids/Small gru 4", "lpg es grids/Small gru 3"]
+    assert all((row["steps_per_generation"], row["steps_per_second"]) == (120, 480) for row in rows)
 
 
 @pytest.mark.suites
