@@ -11,6 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxrl.buffers import Experience, windows
 
+# Of m j in `blend`, so that weights and their sums stay finite.
+_MOST_GAIN = 40.0
+
 
 @struct.dataclass
 class Plans:
@@ -49,14 +52,15 @@ def blend(
     Args:
       plans: before this step, of this episode.
       chunk: chosen now.
-      gain: m.
+      gain: m; m j counts as at most 40.
 
     >>> first, plans = blend(no_plans(2, 1), jnp.array([[0.0], [4.0]]), jnp.float32(0.0))
     >>> second, _ = blend(plans, jnp.array([[2.0], [9.0]]), jnp.float32(0.0))
     >>> first.tolist(), second.tolist()
     ([0.0], [3.0])
     """
-    new = jnp.broadcast_to(jnp.exp(gain * jnp.arange(chunk.shape[-2], dtype=jnp.float32)), plans.weight.shape)
+    grown = jnp.clip(gain * jnp.arange(chunk.shape[-2], dtype=jnp.float32), -_MOST_GAIN, _MOST_GAIN)
+    new = jnp.broadcast_to(jnp.exp(grown), plans.weight.shape)
     total, weight = plans.total + new[..., None] * chunk, plans.weight + new
     later = lambda x, axis: jnp.concatenate(
         [jax.lax.slice_in_dim(x, 1, None, axis=axis), jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))], axis

@@ -269,14 +269,20 @@ def hyperparams_to_json(hparams: Hyperparams) -> dict[str, Any]:
 def hyperparams_from_json(values: dict[str, Any], template: Hyperparams) -> Hyperparams:
     """Puts recorded values into a record of the same names, each with the dtype that the template has.
 
+    What an older jaxrl did not have yet keeps the template's value.
+
     Raises:
-      ValueError: the names differ, or a great leaf of the template is not the recorded one.
+      ValueError: a name is unknown, or a great leaf of the template is not the recorded one.
     """
-    leaves = trees.named_leaves(template)
-    if set(values) != set(leaves):
-        raise ValueError(f"The hyperparameters recorded and those of this jaxrl differ in {set(values) ^ set(leaves)}.")
+    surplus = set(values) - set(trees.named_leaves(template))
+    if surplus:
+        raise ValueError(
+            f"The hyperparameters recorded differ from those of this jaxrl, which has no {sorted(surplus)}."
+        )
 
     def decode(path: tuple[Any, ...], leaf: Any) -> Any:
+        if trees.path_name(path) not in values:
+            return leaf
         value = values[trees.path_name(path)]
         if isinstance(value, dict):
             if _array_digest(np.asarray(leaf)) != value["digest"]:

@@ -243,7 +243,7 @@ def speed_page() -> str:
         body.append([f"`{name}`", task.rpartition("/")[2], *cells, *memory])
     header = ["algorithm", "task", "compile, 1", "64", "steps/s, 1", "64", "state, MB", "temporary, MB"]
     names = ", ".join(f"`{name}`" for name in registered() if name not in {name for name, _ in cases})
-    missing = f" Not run: {names}." if names else ""
+    missing = f" Not run: {names}, which came later or need a GPU for their sizes." if names else ""
     about = {(row["processor"], row["jax"], row["python"], row["time"][:10]) for row in measured}
     machines = "; ".join(f"{cpu}, jax {jax}, Python {python}, {day}" for cpu, jax, python, day in sorted(about))
     text = f"""Made by scripts/pages.py from docs/speed.csv, which `taskset -c 0 python scripts/bench.py --suite

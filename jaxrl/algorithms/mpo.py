@@ -253,11 +253,12 @@ def mpo(
 
     def behave(learner: Learner, noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, ...]:
         policy = policy_at(learner.params["policy"], obs)
-        action = jnp.clip(policy.sample_from(noise), -1.0, 1.0)
-        return (action, memory, policy.log_prob(action)) if retraces else (action, memory)
+        action = policy.sample_from(noise)
+        # Beyond the bounds densities say nothing of the clipped action, so Retrace needs the draw itself.
+        return (action, memory, policy.log_prob(action)) if retraces else (jnp.clip(action, -1.0, 1.0), memory)
 
     def retraced(learner: Learner, rows: Experience, noise: Array, chosen: Any, hparams: Hyperparams) -> Any:
-        """Retrace of the first of n rows, [N, 1], by π' and Q'; and the factors of the traces, min(1, π' / μ)."""
+        """Retrace of the first of n rows, [N, 1], by π' and Q'; and the mean factor of the traces, min(1, π' / μ)."""
         *_, following = judged(learner, trees.flatten_time(rows.next_obs), noise, chosen, hparams)
         next_value = jnp.mean(following.means().reshape((config.num_actions, *rows.reward.shape)), axis=0)
         value = valued(learner, *trees.flatten_time((rows.obs, rows.action)), chosen, hparams).means()
@@ -272,7 +273,10 @@ def mpo(
             hparams.gamma,
             hparams.trace_lambda,
         )
-        return Atoms(target[0][:, None]), jnp.minimum(1.0, jnp.exp(log_ratio[1:]))
+        ended = rows.terminated | rows.truncated
+        same = jnp.cumsum(ended[:-1], axis=0) == 0
+        factors = jnp.minimum(1.0, jnp.exp(log_ratio[1:]))
+        return Atoms(target[0][:, None]), jnp.sum(factors * same) / jnp.maximum(jnp.sum(same), 1)
 
     def critic_update(
         learner: Learner, row: Any, batch: NStep | Experience, hparams: Hyperparams, factor: Array
@@ -281,7 +285,8 @@ def mpo(
         obs, action, info = batch.obs, batch.action, {}
         if isinstance(batch, Experience):
             target, traces = retraced(learner, batch, noise, chosen, hparams)
-            (obs, action), info["value/trace"] = jax.tree.map(lambda x: x[0], (obs, action)), jnp.mean(traces)
+            obs, action = jax.tree.map(lambda x: x[0], obs), jnp.clip(action[0], -1.0, 1.0)
+            info["value/trace"] = traces
         else:
             *_, following = judged(learner, batch.next_obs, noise, chosen, hparams)
             target = ensembles.bootstrap(batch, pooled(following, config.num_actions))

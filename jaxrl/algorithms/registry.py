@@ -8,6 +8,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jaxrl import acting, buffers, ensembles, estimators, objectives, values
 from jaxrl.algorithms import (
     avg,
@@ -81,7 +84,15 @@ def _variant(
         algorithm = factory(env, network, config=config, **components)
 
         def with_defaults(**changes: Any) -> Any:
-            return algorithm.hyperparams(**{**(hyperparams or {}), **changes})
+            made = algorithm.hyperparams(**changes)
+            # With another config than the variant's own, some of its defaults may be absent or have no effect.
+            own = {name: x for name, x in (hyperparams or {}).items() if not isinstance(getattr(made, name), tuple)}
+            arrays = {
+                name: jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), value, getattr(made, name))
+                for name, value in own.items()
+                if name not in changes
+            }
+            return dataclasses.replace(made, **arrays)
 
         return algorithm._replace(name=name, hyperparams=with_defaults)
 
@@ -392,7 +403,7 @@ ALGORITHMS: dict[str, Entry] = {
         "CQN whose critic values sequences of actions (Seo and Abbeel 2024)",
         "cqn_as",
         cqn.Config(length=4),
-        {"critic_learning_rate": 5e-5},
+        {"critic_learning_rate": 5e-5, "noise_start": 0.01, "noise_end": 0.01},
         base="cqn",
         optimizer=adam_with(weight_decay=0.1),
     ),

@@ -201,7 +201,8 @@ def sac(
 
     def hyperparams(**changes: Any) -> Hyperparams:
         layers = critic_net.config
-        network = coefficients(layers, _BOUND) if config.normalize_rewards else coefficients(layers)
+        scaled = (changes.get("return_bound", _BOUND),) if config.normalize_rewards else ()
+        network = coefficients(layers, *scaled)
         nested = {"network": network, "replay": frame.buffer.hyperparams()}
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), **nested)
 

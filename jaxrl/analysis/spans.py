@@ -18,7 +18,8 @@ def span_returns(metrics: Mapping[str, Any], num_spans: int, gaps: Literal["last
 
     Args:
       metrics: `episode/return_sum` and `episode/count`, [..., iterations], the last axis in the order of training.
-      num_spans: spans. Their lengths differ by one iteration at most, the longer ones first.
+      num_spans: spans. Their lengths differ by one iteration at most, the longer ones first; where there are more spans
+        than iterations, the last ones are empty.
       gaps: what stands where no episode ended: the return of the `last` span before it in which one did (otherwise a
         mean over members would be of those whose episodes happen to end there), or `nan`. Before the first episode it
         is NaN either way.

@@ -77,6 +77,7 @@ def from_options(options: argparse.Namespace) -> tuple[Built, dict[str, Any]]:
     top_level = [field.name for field in dataclasses.fields(entry.hyperparams)]
     config = overrides.with_config_changes(entry.default_config, overrides.config_changes(assignments), top_level)
     chosen = rules.of_options(options)
+    rules.check_effect(chosen, overrides.hyperparameter_changes(assignments))
     member = rules.factory_of(options.algorithm, entry, chosen)(env, config=config)
     changes = overrides.with_hyperparameter_changes(
         member.hyperparams(), overrides.hyperparameter_changes(assignments), config_fields.fields(config, CONFIG)

@@ -205,7 +205,7 @@ def _write(run: Run, search: Search, params: PyTree, iteration: int, figures: di
         "sampled": about["sampled"],
         **figures,
         "num_held_out": about["num_held_out"],
-        "inner": inner_of(search.member, search.hparams.inner),
+        "inner": inner_of(search.member, search.hparams.inner, search.leaf),
         **({"formula": expressions.describe(params)} if isinstance(params, expressions.Program) else {}),
     }
     spec = dataclasses.replace(search.spec, provenance=provenance)
@@ -221,14 +221,14 @@ def _save_population(run: Run, search: Search, state: regularized_evolution.Stat
     for member in np.argsort(-fitness, kind="stable"):
         if np.isfinite(fitness[member]):
             chosen.setdefault(tuple(prints[member].tolist()), int(member))
-    for path in run.path.glob("population-*.npz"):
-        path.unlink()
-    lines = []
-    for place, member in enumerate([*chosen.values()][:_NUM_PROGRAMS], 1):
+    lines, best = [], [*chosen.values()][:_NUM_PROGRAMS]
+    for place, member in enumerate(best, 1):
         program = jax.tree.map(lambda x, member=member: np.asarray(x)[member], state.genomes)
         figures = {"population_fitness": float(fitness[member])}
         _write(run, search, program, iteration, figures, run.path / f"population-{place}.npz")
         lines.append(f"{fitness[member]:.4g}  {expressions.describe(program)}")
+    for place in range(len(best) + 1, _NUM_PROGRAMS + 1):
+        (run.path / f"population-{place}.npz").unlink(missing_ok=True)
     return ["the best of the population (population-*.npz, a line each, not held out):", *lines] if lines else []
 
 

@@ -62,6 +62,8 @@ def record_of(options: argparse.Namespace, console: Console) -> tuple[dict[str, 
         changed[leaf] = start.params
     inner = member.hyperparams(**changed)
     settings = _settings(options, outer)
+    # Programs are tried at every generation, since the next one may have forgotten the best.
+    looks = 1 if outer.loop == "programs" else options.held_out_every or 10
     num_learners = settings.get("children", settings["population"]) * options.num_seeds
     if options.devices or options.chunk:
         layout = Layout(options.devices or 1, options.chunk)
@@ -74,7 +76,7 @@ def record_of(options: argparse.Namespace, console: Console) -> tuple[dict[str, 
         "config": dataclasses.asdict(config),
         "hyperparams": runs.hyperparams_to_json(inner),
         "seed": options.seed,
-        "iterations": math.ceil(options.generations / (1 if outer.loop == "programs" else options.held_out_every)),
+        "iterations": math.ceil(options.generations / looks),
         "layout": list(layout),
         **({leaf: start.record} if start else {}),
         "meta": {
@@ -83,7 +85,7 @@ def record_of(options: argparse.Namespace, console: Console) -> tuple[dict[str, 
             "tasks": bool(options.tasks),
             "start": start_name,
             "life": [low, high],
-            "held_out_every": options.held_out_every,
+            "held_out_every": looks,
             "num_seeds": options.num_seeds,
             "num_episodes": options.eval_episodes,
             "sampled": outer.sampled,

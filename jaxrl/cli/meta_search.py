@@ -71,7 +71,7 @@ OUTER: dict[str, Outer] = {
 """By the family's name."""
 
 OWN = {
-    "strategy": ("tasks", "sigma", "meta_rate", "decay", "shaping"),
+    "strategy": ("tasks", "held_out_every", "sigma", "meta_rate", "decay", "shaping"),
     "programs": ("tournament", "children", "mutation"),
 }
 """Options that one outer loop has and the other does not."""
@@ -220,13 +220,19 @@ def lifetimes(low: int, high: int) -> Callable[[Key], Array]:
     return draw
 
 
-def inner_of(member: Algorithm, hparams: Any) -> dict[str, Any]:
-    """Settings of an inner learner for a rule's provenance: its config, and as text what is not the default."""
+def inner_of(member: Algorithm, hparams: Any, leaf: str) -> dict[str, Any]:
+    """Settings of an inner learner for a rule's provenance: its config, and as text what is not the default.
+
+    Args:
+      member: the learner.
+      hparams: its hyperparameters.
+      leaf: the field that holds the rule's weights, which is left out.
+    """
     defaults, changed = trees.named_leaves(member.hyperparams()), {}
     for name, leaf in trees.named_leaves(hparams).items():
         value = np.asarray(leaf)
         first = name.partition(".")[0]
-        if first in ("env", "horizon", *rules.OPTIONS) or value.ndim or value == defaults[name]:
+        if first in ("env", "horizon", leaf) or value.ndim or value == defaults[name]:
             continue
         # The shortest text that gives this number again in its own precision.
         changed[name] = str(value[()]) if value.dtype.kind == "f" else str(value.item())

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,6 @@ from jaxrl.types import Algorithm, Env, Key, memoize
 
 OPTIONS = ("objective", "optimizer", "head")
 """Options that take a rule: each is the leaf that holds its weights."""
-
-COPIES = tuple(f"{option}.npz" for option in OPTIONS)
-"""The rules' files in the folder of a run or sweep."""
 
 SUFFIXES = (".npz", ".npy")
 
@@ -57,10 +54,22 @@ class Chosen(NamedTuple):
         """For people."""
         return self.spec.kind if self.digest is None else f"{self.spec.kind} {self.digest[:8]}"
 
-    def keep(self, folder: Path) -> None:
-        """Copies the file into a folder, so that the run goes on where the original has moved."""
-        if self.content is not None:
-            write_file(folder / f"{self.family.leaf}.npz", self.content)
+    def keep(self, folder: Path) -> list[Path]:
+        """Copies the file into a folder, so that the run goes on where the original has moved.
+
+        Returns:
+          What was written: nothing where the copy is there already.
+
+        Raises:
+          ValueError: another file has its name.
+        """
+        path = folder / f"{self.family.leaf}.npz"
+        if self.content is None or (path.exists() and path.read_bytes() == self.content):
+            return []
+        if path.exists():
+            raise ValueError(f"{path} is there already and is another file: choose another --out, or move it away.")
+        write_file(path, self.content)
+        return [path]
 
 
 def is_file(text: str) -> bool:
@@ -79,10 +88,13 @@ def find(text: str, option: str = "objective") -> Chosen:
       ValueError: the name is unknown, or is one of weights; the file is missing, no rule, or one for another option.
       StorageError: the file is damaged.
     """
+    if not text:
+        raise ValueError(f"--{option} is empty: give a name or a file, or leave it out.")
     if is_file(text):
         chosen = from_file(Path(text))
     elif text in KINDS and KINDS[text].is_learned:
-        raise ValueError(f"{text} is learned: give the file of its weights, FILE.npz, that `jaxrl meta-train` writes.")
+        source = "their authors' disco_103.npz" if text == "disco" else "FILE.npz, that `jaxrl meta-train` writes"
+        raise ValueError(f"{text} is learned: give the file of its weights, {source}.")
     elif text in KINDS:
         chosen = Chosen(RuleSpec(text))
     else:
@@ -106,7 +118,19 @@ def of_options(options: argparse.Namespace) -> tuple[Chosen, ...]:
       ValueError, StorageError: as for `find`.
     """
     given = {option: getattr(options, option, None) for option in OPTIONS}
-    return tuple(find(text, option) for option, text in given.items() if text)
+    return tuple(find(text, option) for option, text in given.items() if text is not None)
+
+
+def check_effect(chosen: Sequence[Chosen], names: Iterable[str]) -> None:
+    """Refuses hyperparameters that the rules make idle.
+
+    Raises:
+      ValueError: a learning rate is set or swept beside a learned optimizer.
+    """
+    if "learning_rate" in names and any(each.spec.family == "optimizer" for each in chosen):
+        raise ValueError(
+            "learning_rate has no effect with --optimizer, whose rule says how far a step goes: leave one of them out."
+        )
 
 
 def from_file(path: Path) -> Chosen:
@@ -146,6 +170,8 @@ def from_record(record: Mapping[str, Any], folder: Path) -> tuple[Chosen, ...]:
 def _from_record(record: dict[str, Any], path: Path) -> Chosen:
     if record["digest"] is None:
         return Chosen(RuleSpec(record["kind"], record["arguments"]))
+    if not path.exists():
+        raise ValueError(f"{path} is missing: copy the {record['kind']} of digest {record['digest'][:8]} there again.")
     chosen = from_file(path)
     if chosen.digest != record["digest"]:
         raise ValueError(f"{path} is not the rule that {path.parent} was made with.")

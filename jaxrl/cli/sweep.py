@@ -61,6 +61,7 @@ def sweep(options: argparse.Namespace) -> None:
     read = _reader(source, chosen)
     swept = _space(options, read)
     fixed = {name: read(name, text) for name, text in overrides.parse_assignments(options.assignments).items()}
+    rules.check_effect(chosen, (*swept.names, *fixed))
     layout = Layout(options.devices or jax.device_count(), options.chunk) if options.devices or options.chunk else None
     plan = _plan(
         source,

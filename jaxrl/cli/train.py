@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxrl import checkpoint, fit, runs, sinks
-from jaxrl.cli import build, devices, overrides, progress, rules
+from jaxrl.cli import build, devices, overrides, progress
 from jaxrl.cli.build import Built
 from jaxrl.cli.folders import new_folder
 from jaxrl.evaluation import time_limit
@@ -54,12 +54,13 @@ def train(options: argparse.Namespace) -> None:
     existed = path.exists()
     extra_sinks = _sinks(record, path)
     run = Run.create(path, runs.describe(**record))
+    copies: list[Path] = []
     try:
         for chosen in built.chosen:
-            chosen.keep(path)
+            copies += chosen.keep(path)
         _fit(console, run, built, extra_sinks, options, resume=False)
     except BaseException:
-        _remove_if_empty(run, existed)
+        _remove_if_empty(run, existed, copies)
         raise
 
 
@@ -246,13 +247,13 @@ def _sinks(record: dict[str, Any], path: Path) -> list[Sink]:
     return made
 
 
-def _remove_if_empty(run: Run, existed: bool) -> None:
+def _remove_if_empty(run: Run, existed: bool, copies: list[Path]) -> None:
     """Removes what was written of a run that failed before its first segment, so that the folder can be used again."""
     if (run.path / "metrics").exists() or run.checkpoints.exists():
         return
     if existed:
-        for name in ("run.json", "log.jsonl", ".lock", *rules.COPIES):
-            (run.path / name).unlink(missing_ok=True)
+        for path in (*(run.path / name for name in ("run.json", "log.jsonl", ".lock")), *copies):
+            path.unlink(missing_ok=True)
     else:
         shutil.rmtree(run.path, ignore_errors=True)
 

@@ -105,7 +105,7 @@ class Coefficients:
     support: PyTree
 
 
-def coefficients(config: ControlConfig, bound: float = 250.0) -> Coefficients:
+def coefficients(config: ControlConfig, bound: Any = 250.0) -> Coefficients:
     """The defaults: DroQ's rate for its easy tasks, CrossQ's constants, κ = 1, returns between ±250 as in FastTD3.
 
     Args:
@@ -120,7 +120,7 @@ def coefficients(config: ControlConfig, bound: float = 250.0) -> Coefficients:
         dropout_rate=jnp.float32(0.01) if config.dropout else (),
         renormalization=numbers if config.norm == "batch" else (),
         kappa=jnp.float32(1.0) if config.num_quantiles else (),
-        support=Support(jnp.float32(-bound), jnp.float32(bound)) if config.num_bins else (),
+        support=Support(-jnp.asarray(bound, jnp.float32), jnp.asarray(bound, jnp.float32)) if config.num_bins else (),
     )
 
 

@@ -158,10 +158,13 @@ class RuleSpec:
           'ta_lpo'
         """
         build = kind_of(self.kind).build
-        known = [name for name in inspect.signature(build).parameters if name != "progress"]
-        for name in self.arguments:
+        parameters = inspect.signature(build).parameters
+        known = [name for name in parameters if name != "progress"]
+        for name, value in self.arguments.items():
             if name not in known:
                 raise ValueError(unknown(name, known, kind=f"argument of {self.kind}"))
+            if type(parameters[name].default) is int and type(value) is not int:
+                raise ValueError(f"{self.kind}: {name} must be a whole number; got {name} = {value!r}.")
         return build(**{name: tuple(v) if isinstance(v, list) else v for name, v in self.arguments.items()})
 
     def init(self, key: Key) -> PyTree:

@@ -304,6 +304,10 @@ def test_messages():
         cqn.cqn(pendulum, config=cqn.Config(num_warmup_steps=4, length=8))
     with pytest.raises(ValueError, match=r"ensemble_gain = 0\.5 has no effect while config\.length = 1"):
         cqn.cqn(pendulum).hyperparams(ensemble_gain=0.5)
+    _, plans = chunks.blend(chunks.no_plans(4, 1), jnp.full((4, 1), 0.5), jnp.float32(50.0))
+    for _ in range(4):
+        action, plans = chunks.blend(plans, jnp.full((4, 1), 0.5), jnp.float32(50.0))
+    np.testing.assert_allclose(action, 0.5)
     with pytest.raises(ValueError, match="cqn: its critic is"):
         jaxrl.make("cqn_as", pendulum, network=control_networks(pendulum.observation_space, pendulum.action_space))
 

@@ -154,7 +154,7 @@ def test_an_update_of_sac():
     next_action, next_log_prob = squashed(before.params["policy"], rows.next_obs, next_noise)
     following = critic_of(before.target_params["critic"], rows.next_obs, next_action).min(0) - ALPHA * next_log_prob
     target = rows.reward + GAMMA * (1 - rows.terminated) * following
-    values = critic_of(before.params["critic"], rows.obs, rows.action)
+    values = critic_of(before.params["critic"], rows.obs, np.clip(rows.action, -1, 1))
     close(metrics["value/target"], target.mean())
     close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean())
     close(metrics["value/mean"], values.mean())
@@ -223,7 +223,7 @@ def test_an_update_of_td3():
     next_action = np.clip(np.tanh(policy_of(before.target_params["policy"], "mean", rows.next_obs)) + smooth, -1, 1)
     following = critic_of(before.target_params["critic"], rows.next_obs, next_action).min(0)
     target = rows.reward + GAMMA * (1 - rows.terminated) * following
-    values = critic_of(before.params["critic"], rows.obs, rows.action)
+    values = critic_of(before.params["critic"], rows.obs, np.clip(rows.action, -1, 1))
     close(metrics["value/target"], target.mean())
     close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean())
     action = np.tanh(policy_of(before.params["policy"], "mean", rows.obs))
@@ -343,11 +343,14 @@ def test_an_update_of_mpo(returns):
         later = errors[1] + decay[1] * trace[2] * errors[2]
         target = values[0] + errors[0] + decay[0] * trace[1] * later
         assert 0.1 < np.mean(np.array(trace[1:]) < 1) < 1
-        close(metrics["value/trace"], np.mean(trace[1:]))
+        together = np.cumprod(1 - np.maximum(window.terminated, window.truncated)[:-1], axis=0)
+        close(metrics["value/trace"], (np.array(trace[1:]) * together).sum() / together.sum())
+        # Draws are stored as they are: a bound that they are clipped to has a mass, and no density.
+        assert (np.abs(window.action) > 1).any()
     else:
         following = judged(drawn(before.target_params["policy"], rows.next_obs, next_noise), rows.next_obs).mean(0)
         target = rows.reward + GAMMA * (1 - rows.terminated) * following
-    values = critic_of(before.params["critic"], rows.obs, rows.action)
+    values = critic_of(before.params["critic"], rows.obs, np.clip(rows.action, -1, 1))
     close(metrics["value/target"], target.mean())
     close(metrics["loss/critic"], 0.5 * ((target - values) ** 2).mean())
 
@@ -512,6 +515,20 @@ def test_messages(name, changes, message):
     config = MODULES[name].Config(**{**TINY, "num_rounds": 4, "num_warmup_steps": 16, **changes})
     with pytest.raises(ValueError, match=message):
         getattr(MODULES[name], name)(jaxrl.make_env("gymnax/Pendulum-v1"), config=config)
+
+
+def test_a_bound_of_returns_is_that_of_the_histogram():
+    made = jaxrl.make("simba_v2", jaxrl.make_env("gymnax/Pendulum-v1"))
+    support = made.hyperparams(return_bound=20.0).network.support
+    assert (support.low, support.high) == (-20.0, 20.0)
+
+
+def test_a_variant_with_another_config_leaves_out_what_that_lacks():
+    env, config = jaxrl.make_env("gymnax/Pendulum-v1"), ALGORITHMS["simba_v2"].default_config
+    made = jaxrl.make("simba_v2", env, config=dataclasses.replace(config, learn_temperature=False))
+    assert made.hyperparams().critic_learning_rate == np.float32(1e-4)
+    with pytest.raises(ValueError, match=r"temperature_learning_rate = 0\.1 has no effect"):
+        made.hyperparams(temperature_learning_rate=0.1)
 
 
 def test_networks_must_fit():

@@ -116,6 +116,27 @@ def test_its_derivative_by_alpha_is_finite_everywhere():
     assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.parametrize("alpha", [-1.0, 2.0])
+def test_an_integral_beyond_all_numbers_is_finite_and_has_no_gradient(alpha):
+    narrow, wide = (distributions.Gaussian(jnp.full(2, x), jnp.full(2, s)) for x, s in ((0.1, -0.4), (0.0, 0.3)))
+    p, q = (wide, narrow) if alpha > 0 else (narrow, wide)
+    far = [distributions.Categorical(jnp.array(x)) for x in ([0.0, 200.0], [200.0, 0.0])]
+    for pair in ((p, q), far):
+        value, slope = jax.value_and_grad(alpha_divergence)(*pair, jnp.float32(alpha))
+        assert np.isfinite(value)
+        assert value > 1e10
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
+
+
+@pytest.mark.parametrize("log_std", [-10.0, 2.0])
+def test_no_deviation_is_too_small(log_std):
+    p = distributions.Gaussian(jnp.zeros(2), jnp.full(2, log_std))
+    q = distributions.Gaussian(jnp.full(2, 0.3 * np.exp(log_std), jnp.float32), jnp.full(2, log_std))
+    np.testing.assert_allclose(alpha_divergence(p, p, jnp.float32(0.5)), 0.0, atol=1e-6)
+    # In units of the deviation: 4 (1 - e^(-0.3² / 8)) in each entry, as one exponential.
+    np.testing.assert_allclose(alpha_divergence(p, q, jnp.float32(0.5)), 4 * (1 - np.exp(-0.18 / 8)), rtol=1e-4)
+
+
 def test_a_mixture_is_refused():
     mixture = distributions.GaussianMixture(jnp.zeros(2), jnp.zeros((2, 3)), jnp.zeros((2, 3)))
     with pytest.raises(ValueError, match="no closed form for GaussianMixture"):

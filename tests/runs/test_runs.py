@@ -146,8 +146,12 @@ def test_hyperparameters_survive_json_bit_for_bit():
         assert np.asarray(getattr(back, name)).tobytes() == np.asarray(getattr(hparams, name)).tobytes()
     with pytest.raises(ValueError, match="data is not the one"):
         runs.hyperparams_from_json(json.loads(text), hparams.replace(data=jnp.zeros(5000)))
-    with pytest.raises(ValueError, match="differ in"):
-        runs.hyperparams_from_json({"rate": 1.0}, hparams)
+    with pytest.raises(ValueError, match=r"which has no \['speed'\]"):
+        runs.hyperparams_from_json({"rate": 1.0, "speed": 2.0}, hparams)
+    # A record of before a leaf was there.
+    older = runs.hyperparams_from_json({"rate": 1.0}, hparams)
+    assert older.rate == 1.0
+    np.testing.assert_array_equal(older.limits, hparams.limits)
 
 
 def test_changed_versions_and_source_are_told(run):

@@ -13,7 +13,9 @@ from jaxrl.ops.distributions.gaussian import Gaussian, TanhGaussian
 
 # Below it α(α - 1) divides rounding errors, and the limit is taken instead.
 _NEAR_LIMIT = 1e-3
-_LEAST_VARIANCE = 1e-8
+# Of ∫ p^α q^(1-α), which may be infinite for α outside of [0, 1]: beyond it gradients are 0.
+_MOST_LOG_INTEGRAL = 40.0
+_LEAST_RATIO = 1e-8
 
 
 def alpha_divergence(policy: Any, other: Any, alpha: Float[Array, ""]) -> Float[Array, "*batch"]:
@@ -29,8 +31,8 @@ def alpha_divergence(policy: Any, other: Any, alpha: Float[Array, ""]) -> Float[
     Args:
       policy: p, a distribution of `jaxrl.ops.distributions`, but no mixture.
       other: q, one of the same kind.
-      alpha: α. For Gaussians and α outside of [0, 1] the integral may be infinite; then the result is finite, huge,
-        and its gradient tells nothing.
+      alpha: α. Outside of [0, 1] the integral may be infinite or beyond all numbers; it counts as e^40 at most, with a
+        gradient of 0 there. Within 0.001 of 0 and 1 the limits are taken, where the derivative by α is 0.
 
     Raises:
       ValueError: the kind of distribution has no closed form.
@@ -41,7 +43,8 @@ def alpha_divergence(policy: Any, other: Any, alpha: Float[Array, ""]) -> Float[
     scale = alpha * (alpha - 1.0)
     limit = jnp.abs(scale) < _NEAR_LIMIT
     safe_alpha = jnp.where(limit, 0.5, alpha)
-    exact = jnp.expm1(_log_integral(policy, other, safe_alpha)) / jnp.where(limit, -0.25, scale)
+    log_integral = jnp.minimum(_log_integral(policy, other, safe_alpha), _MOST_LOG_INTEGRAL)
+    exact = jnp.expm1(log_integral) / jnp.where(limit, -0.25, scale)
     return jnp.where(limit, jnp.where(alpha > 0.5, policy.kl(other), other.kl(policy)), exact)
 
 
@@ -60,11 +63,14 @@ def _log_integral(policy: Any, other: Any, alpha: Array) -> Array:
         return _log_integral(policy.base(), other.base(), alpha)
     if isinstance(policy, Gaussian):
         log_std, other_log_std = (jnp.broadcast_to(x.log_std, x.mean.shape) for x in (policy, other))
-        variance = (1.0 - alpha) * jnp.exp(2.0 * log_std) + alpha * jnp.exp(2.0 * other_log_std)
-        variance = jnp.maximum(variance, _LEAST_VARIANCE)
-        distance = alpha * (1.0 - alpha) * jnp.square(policy.mean - other.mean) / (2.0 * variance)
-        spread = (1.0 - alpha) * log_std + alpha * other_log_std - 0.5 * jnp.log(variance)
-        return jnp.sum(spread - distance, axis=-1)
+        # In units of p's deviation, so that no width is too small.
+        wider = 2.0 * (other_log_std - log_std)
+        mixed = (1.0 - alpha) + alpha * jnp.exp(wider)
+        variance = jnp.where(mixed > _LEAST_RATIO, mixed, 1.0)
+        z = (policy.mean - other.mean) * jnp.exp(-log_std)
+        spread = 0.5 * (alpha * wider - jnp.log(variance))
+        finite = spread - alpha * (1.0 - alpha) * z * z / (2.0 * variance)
+        return jnp.sum(jnp.where(mixed > _LEAST_RATIO, finite, _MOST_LOG_INTEGRAL), axis=-1)
     raise ValueError(
         f"alpha_divergence: there is no closed form for {type(policy).__name__}. Use an objective of single samples, "
         "as spo or drift_objective, or another head."
