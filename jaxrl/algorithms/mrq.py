@@ -453,11 +453,6 @@ def _acting(hparams: Hyperparams) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 def _buffer(config: Config) -> buffers.Buffer:
     window = max(config.n_step, config.length)
-    if not isinstance(config.length, int) or config.length < 1 or config.num_warmup_steps < window:
-        raise ValueError(
-            "mrq: length must be a whole number of at least 1, and num_warmup_steps at least length, so that there is "
-            f"something to draw; got length = {config.length}, num_warmup_steps = {config.num_warmup_steps}."
-        )
     sizes = (config.capacity, config.num_envs, config.batch_size, window)
     if not config.prioritized:
         return buffers.uniform(*sizes)
