@@ -112,7 +112,7 @@ def trained(tmp_path):
     about = {
         "env": "probe/Credit",
         "horizon": {"iterations": [7, 7]},
-        "inner": meta_search.inner_of(search.member, search.hparams.inner),
+        "inner": meta_search.inner_of(search.member, search.hparams.inner, search.leaf),
     }
     spec = dataclasses.replace(search.spec, provenance=about)
     return save_rule(tmp_path / "trained" / "rule.npz", spec, jax.device_get(search.hparams.inner.objective))
@@ -273,7 +273,7 @@ def test_a_search_of_optimizers_says_what_it_is(optimizer):
     want = trees.named_leaves(start.params)
     for name, leaf in trees.named_leaves(search.hparams.inner.optimizer).items():
         np.testing.assert_array_equal(leaf, want[name])
-    inner = meta_search.inner_of(search.member, search.hparams.inner)
+    inner = meta_search.inner_of(search.member, search.hparams.inner, search.leaf)
     assert inner["hyperparams"] == {}
     record, start = planned("meta-train", "open", "--env", "probe/Credit", *PPO, "--chunk", "1", "--sigma", "0.5")
     assert start is None
@@ -388,7 +388,7 @@ def test_the_copy_in_the_folder_makes_the_run_again(rule, tmp_path):
     with pytest.raises(ValueError, match=r"is not the rule that .* was made with"):
         build.from_record(run)
     (run.path / "objective.npz").unlink()
-    with pytest.raises(ValueError, match="There is no file"):
+    with pytest.raises(ValueError, match="is missing: copy the lpo of digest"):
         build.from_record(run)
 
 
