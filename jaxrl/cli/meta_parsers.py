@@ -26,9 +26,9 @@ def meta_train_parser() -> argparse.ArgumentParser:
         prog="jaxrl meta-train",
         usage="jaxrl meta-train KIND (--env ENV | --tasks ENV) [name=value ...] [options]",
         description=(
-            "Evolves a learned objective, optimizer or loss by the returns of the agents that it teaches. The folder\n"
-            "gets rule.npz, the one that did best on held-out learners so far, which `jaxrl train` (--objective,\n"
-            "--optimizer or --head) and `jaxrl meta-test` take. `jaxrl resume DIR` goes on."
+            "Evolves a learned objective, optimizer or loss by the returns of the agents that it teaches.\n"
+            "The folder gets rule.npz, the one that did best on held-out learners so far, which `jaxrl train`\n"
+            "(--objective, --optimizer or --head) and `jaxrl meta-test` take. `jaxrl resume DIR` goes on."
         ),
         epilog=(
             "kinds:\n"
