@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of what run.py has left")
     folder = parser.parse_args().out
     results = json.loads((folder / "results.json").read_text())
-    figure, (searches, lengths, entropies, scales) = plt.subplots(1, 4, figsize=(13.5, 3.4), layout="constrained")
+    figure, (searches, lengths, entropies, scales) = plt.subplots(1, 4, figsize=(13.5, 3.8), layout="constrained")
     kinds = sorted({name.rpartition("-")[0] for name in results["arms"]})
     longest = max(results["frozen"])
     for name, arm in results["arms"].items():
@@ -38,7 +38,7 @@ def main() -> None:
         look = {
             "color": style.COLORS[kinds.index(kind)],
             "linestyle": style.DASHES[int(seed) % len(style.DASHES)],
-            "label": name,
+            "label": kind if seed == "0" else None,
         }
         if kind != "start":
             curve = json.loads((folder / f"{name}.json").read_text())
@@ -64,7 +64,9 @@ def main() -> None:
     scales.set(xlabel="share of the life", ylabel="√ mean π̂²", title=f"scale of the target, {longest} updates")
     for panel in (searches, lengths, entropies, scales):
         style.tidy(panel)
-    figure.legend(*lengths.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(
+        *lengths.get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=8
+    )
     figure.savefig(folder / "figure.png", dpi=110)
 
 
