@@ -1,6 +1,6 @@
 """What an ensemble of critics says: the target that it makes, what the policy climbs, and its loss.
 
-M critics give outputs [M, N, K], of which `jaxrl.networks.control.Coefficients` tell what they are:
+M critics give outputs [M, N, K], of which `jaxrl.networks.members.Coefficients` tell what they are:
 
     mean           K = 1, the mean of the return
     quantiles      K of them, where there is κ
@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import validation, values
 from jaxrl.buffers import NStep
-from jaxrl.networks.control import Coefficients, ControlConfig
+from jaxrl.networks.control import ControlConfig
+from jaxrl.networks.members import Coefficients
 from jaxrl.ops import bins
 from jaxrl.types import Key, memoize
 

@@ -8,7 +8,7 @@ import pytest
 from jaxrl import ensembles
 from jaxrl.buffers import NStep
 from jaxrl.ensembles import Atoms
-from jaxrl.networks.control import Coefficients
+from jaxrl.networks.members import Coefficients
 from jaxrl.ops.bins import Support
 
 M, N, K, KAPPA = 4, 6, 5, 0.7

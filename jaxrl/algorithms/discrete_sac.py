@@ -86,7 +86,7 @@ class Hyperparams:
 
     Attributes:
       env: parameters of the environment.
-      network: coefficients of the networks (`jaxrl.networks.control.Coefficients`).
+      network: coefficients of the networks (`jaxrl.networks.members.Coefficients`).
       policy_learning_rate: of the policy's optimizer, at the beginning.
       critic_learning_rate: of the critics'.
       temperature_learning_rate: of that of log α.

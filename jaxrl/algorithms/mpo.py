@@ -103,7 +103,7 @@ class Hyperparams:
 
     Attributes:
       env: parameters of the environment.
-      network: coefficients of the networks (`jaxrl.networks.control.Coefficients`).
+      network: coefficients of the networks (`jaxrl.networks.members.Coefficients`).
       policy_learning_rate: of the policy's optimizer, at the beginning.
       critic_learning_rate: of the critics'.
       dual_learning_rate: of that of temperature and multipliers.

@@ -105,7 +105,7 @@ class Hyperparams:
 
     Attributes:
       env: parameters of the environment.
-      network: coefficients of the networks (`jaxrl.networks.control.Coefficients`).
+      network: coefficients of the networks (`jaxrl.networks.members.Coefficients`).
       replay: coefficients of priorities (`jaxrl.buffers.Coefficients`), or ().
       policy_learning_rate: of the policy's optimizer, at the beginning.
       critic_learning_rate: of the critics'.

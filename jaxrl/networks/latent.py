@@ -22,7 +22,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxrl import spaces, validation
-from jaxrl.networks import control
+from jaxrl.networks import members
 from jaxrl.networks.torsos import Encoder, activation_function
 from jaxrl.ops import bins
 from jaxrl.types import Observation, memoize
@@ -173,7 +173,7 @@ class LatentValue(nn.Module):
     def __call__(self, pair: Float[Array, "N D"]) -> Float[Array, "M N"]:
         """Values z_sa."""
         config, x = self.config, pair
-        dense = lambda width, name: control.Dense(config.num_critics, width, _INITIAL_OF_MEMBERS, name=name)
+        dense = lambda width, name: members.Dense(config.num_critics, width, _INITIAL_OF_MEMBERS, name=name)
         for i in range(3):
             x = normalized(dense(config.hidden, f"layer_{i}")(x), config.activation)
         return dense(1, "value")(x)[..., 0]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxrl import ensembles, spaces
-from jaxrl.networks import control
-from jaxrl.networks.control import Coefficients, ControlConfig, Renormalization, control_networks, evaluate
+from jaxrl.networks import members
+from jaxrl.networks.control import ControlConfig, coefficients, control_networks, evaluate
+from jaxrl.networks.members import Coefficients, Renormalization
 
 OBS, ACTIONS = spaces.box(-1.0, 1.0, (3,)), spaces.box(-2.0, 2.0, (2,))
 N, M = 16, 3
@@ -127,7 +128,7 @@ def test_dropout_is_in_training_only():
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     assert not np.allclose(first, without)
-    dropped = control.drop(jnp.ones((100, 100)), jnp.float32(0.25), jax.random.key(0))
+    dropped = members.drop(jnp.ones((100, 100)), jnp.float32(0.25), jax.random.key(0))
     np.testing.assert_allclose(np.unique(dropped), [0.0, 1 / 0.75], rtol=1e-6)
     # The standard error of the share is 0.0043.
     np.testing.assert_allclose(jnp.mean(dropped == 0.0), 0.25, atol=0.02)
@@ -147,7 +148,7 @@ def test_renormalization(num_updates, train):
     given = {"params": {"scale": jnp.float32(SCALE), "bias": jnp.float32(SHIFT)}, "batch_stats": stats}
 
     def total(x):
-        y, after = control.Renorm().apply(given, x, NUMBERS, train, mutable=["batch_stats"])
+        y, after = members.Renorm().apply(given, x, NUMBERS, train, mutable=["batch_stats"])
         return jnp.sum(y * jnp.float32(WEIGHT)), (y, after["batch_stats"])
 
     gradient, (found, after) = jax.jit(jax.grad(total, has_aux=True))(jnp.float32(BATCH))
@@ -181,7 +182,7 @@ def test_one_forward_pass_sees_both_halves():
     """CrossQ: the moments are those of both ends of transitions together, and only training moves them."""
     critic = nets(norm="batch").critic
     params, moments = variables(critic, jnp.zeros(3), jnp.zeros(2))
-    numbers = control.coefficients(critic.config)
+    numbers = coefficients(critic.config)
     obs, action = jnp.float32(OBSERVED), jnp.float32(ACTED)
     ends = jnp.concatenate([obs, 5.0 - obs]), jnp.concatenate([action, action])
     both, after = evaluate(critic, params, moments, *ends, numbers, None, True)
