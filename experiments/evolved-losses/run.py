@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 TASKS = ("gymnax/CartPole-v1", "gymnax/Acrobot-v1")
 CONFIG = dqn.Config(num_envs=4, num_rounds=64, batch_size=64, network=QNetworkConfig(hidden=(64, 64)))
 HPARAMS = {"learning_rate": 1e-3, "target_period": 100.0, "epsilon_end": 0.05}
-NUM_NODES = 10
+NUM_NODES, NUM_SEEDS = 10, 3
 HEADS = {"DQN": values.scalar(), "DQNReg": values.dqn_reg(), "DQNClipped": values.dqn_clipped()}
 STARTS = {"nothing": None, "td": expressions.TD}
 
@@ -71,10 +71,11 @@ def compared(num_seeds: int, num_steps: int) -> dict[str, Any]:
 
 
 def evolved(start: str, sizes: dict[str, Any], rounds: int, iterations: int) -> dict[str, Any]:
-    """A search on CartPole; fitness is the mean return of the episodes of training."""
+    """A search on CartPole; fitness is the mean return of the episodes of training, over NUM_SEEDS learners."""
     first = expressions.TD if STARTS[start] is None else STARTS[start]
     agent = agent_of(TASKS[0], values.graph(first, NUM_NODES))
-    search = regularized_evolution(agent, programs(NUM_NODES, STARTS[start]), num_steps=iterations, chunk=4, **sizes)
+    genomes = programs(NUM_NODES, STARTS[start])
+    search = regularized_evolution(agent, genomes, num_steps=iterations, chunk=4, num_seeds=NUM_SEEDS, **sizes)
     hparams = search.hyperparams(**HPARAMS)
     state, curve = jax.jit(search.init)(jax.random.key(0), hparams), []
     begin = time.perf_counter()

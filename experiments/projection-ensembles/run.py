@@ -28,18 +28,18 @@ from jaxrl.networks.q_network import QNetworkConfig
 
 HERE = Path(__file__).parent
 SIZES, EPISODES, NUM_POINTS = (6, 10, 14), 2_000, 20
-PRIOR = 3.0
+PRIOR, NUM_ATOMS = 3.0, 21
 RANDOM = {"epsilon_start": 1.0, "epsilon_end": 0.05, "epsilon_fraction": 0.3}
 NEVER = {"epsilon_start": 0.0, "epsilon_end": 0.0}
 ARMS: dict[str, tuple[values.ValueHead, dict[str, Any], dict[str, float]]] = {
     "DQN": (values.scalar(), {}, RANDOM),
     "ensemble without bonus": (
-        values.projection_ensemble(beta=0.0),
+        values.projection_ensemble(NUM_ATOMS, beta=0.0),
         {"num_members": 2, "prior": PRIOR},
         RANDOM,
     ),
     "ensemble with bonus": (
-        values.projection_ensemble(beta=1.0),
+        values.projection_ensemble(NUM_ATOMS, beta=1.0),
         {"num_members": 2, "prior": PRIOR},
         NEVER,
     ),

@@ -9,6 +9,7 @@ best mean, both exact, by dynamic programming over states and stocks.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import time
@@ -30,6 +31,9 @@ from jaxrl.ops import trees
 
 HERE = Path(__file__).parent
 NUM_QUANTILES, NUM_EPISODES = 32, 2_000
+UNIT, KAPPA = 10.0, 0.01
+"""Agents earn a tenth of what is printed, so that the stock is of the size of other inputs; κ is small beside returns,
+since the quantiles of a wide Huber loss are not those of the return."""
 
 
 def bets() -> FiniteMDP:
@@ -120,8 +124,9 @@ def run(
     """Returns of episodes after training, [seeds, episodes]."""
     make, augmented = ARMS[arm]
     num_states, num_actions = mdp.rewards.shape
+    low, high = (stock / UNIT for stock in between)
     plain = finite_mdps.environment(num_states, num_actions, mdp.horizon)
-    env = wrappers.observe_stock(plain, 1.0, *between) if augmented else plain
+    env = wrappers.observe_stock(plain, 1.0, low, high) if augmented else plain
     config = dqn.Config(
         num_envs=16,
         num_steps=1,
@@ -130,10 +135,10 @@ def run(
         capacity=32_768,
         network=QNetworkConfig(hidden=(64, 64)),
     )
-    head = values.maximizing(make(level), values.quantile(NUM_QUANTILES))
+    head = values.maximizing(make(level), values.quantile(NUM_QUANTILES, KAPPA))
     agent = dqn.dqn(env, head=head, config=config)
     total = max(1, num_steps // agent.env_steps)
-    tables = trees.as_arrays(mdp)
+    tables = trees.as_arrays(dataclasses.replace(mdp, rewards=mdp.rewards / UNIT))
     params = env.default_params().replace(inner=tables) if augmented else tables
     hparams = agent.hyperparams(
         env=params, gamma=1.0, learning_rate=5e-4, target_period=100, horizon=float(total * agent.env_steps)
@@ -145,7 +150,7 @@ def run(
         state, _ = jaxrl.train(agent, total)(key_train, hparams)
         playing = hparams.env
         if augmented:
-            stocks = jnp.linspace(*between, 2 * (between[1] - between[0]) + 1)
+            stocks = jnp.linspace(low, high, 2 * (between[1] - between[0]) + 1)
             first = plain.reset(key_play, tables)[1]
             obs = {"observation": jnp.broadcast_to(first, (stocks.size, first.size)), "stock": stocks}
             output: Any = net.apply(state.params, obs)
@@ -155,7 +160,7 @@ def run(
             playing = playing.replace(low=chosen, high=chosen)
         return jaxrl.evaluate(agent, episodes)(key_play, state, playing).returns
 
-    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), num_seeds)), np.float64)
+    return UNIT * np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), num_seeds)), np.float64)
 
 
 def worst_share(returns: np.ndarray, level: float) -> np.ndarray:
