@@ -31,7 +31,7 @@ from jaxrl.analysis import statistics, style
 from jaxrl.analysis.spans import draw_spans, span_returns
 
 HERE = Path(__file__).parent
-TASKS = {"gymnax/Pendulum-v1": 8_000, "brax/hopper": 40_000}
+TASKS = {"gymnax/Pendulum-v1": 8_000, "brax/inverted_double_pendulum": 15_000}
 NUM_SPANS, NUM_ROUNDS = 20, 120
 SIZES: dict[str, Any] = {"num_rounds": NUM_ROUNDS, "batch_size": 128, "capacity": 65_536}
 HIDDEN, WIDE = (64, 64), (256, 256)
