@@ -12,21 +12,20 @@ learned on random levels, on the held-out levels that a rule does worst on.
 import argparse
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxrl
-from jaxrl import acting, fit, levels, objectives, runs, strategies
-from jaxrl.algorithms import lpg, ppo
+from experiments import searches
+from jaxrl import levels, strategies
+from jaxrl.algorithms import lpg
+from jaxrl.analysis import tables
 from jaxrl.envs import grids
 from jaxrl.meta.evolve import evolve
-from jaxrl.networks import NetworkConfig
 from jaxrl.objectives import rules
 from jaxrl.ops import trees
 from jaxrl.ops.members import over_members
@@ -36,8 +35,9 @@ jax.config.update("jax_num_cpu_devices", 2)
 
 HERE = Path(__file__).parent
 ARMS = ("random", "regret")
-NUM_ENVS, NUM_STEPS, NUM_UPDATES, NUM_EPISODES = 16, 20, 50, 16
-POLICY_RATE, PREDICTION_RATE = 40.0, 4.0
+NUM_UPDATES, NUM_EPISODES = 50, 16
+CONFIG = lpg.Config(num_envs=16, num_steps=20, tabular=True, optimizer="sgd")
+RATES = {"learning_rate": 40.0, "prediction_learning_rate": 4.0}
 RULE = rules.lpg(hidden=32, num_bins=8, core="gru")
 DRAW = grids.levels("Small")
 # Levels on which A2C gains less over a random policy say nothing of a rule, and are not divided by.
@@ -78,33 +78,12 @@ TINY = Size(1, 8, 2, 2, held_out=2, buffer=8, updates=3, levels=16, repeats=1, c
 
 def rule_agent() -> Algorithm:
     """The inner learner: tables under the rule."""
-    return lpg.lpg(grids.make("Small"), RULE, lpg.Config(NUM_ENVS, NUM_STEPS, tabular=True, optimizer="sgd"))
-
-
-def sgd(hparams: Any, learning_rate: Any) -> optax.GradientTransformation:
-    """Gradient descent behind clipping of the norm, as the rule's agent has it."""
-    return optax.chain(optax.clip_by_global_norm(hparams.max_grad_norm), optax.scale(-learning_rate))
+    return lpg.lpg(grids.make("Small"), RULE, CONFIG)
 
 
 def a2c_agent() -> tuple[Algorithm, Any]:
-    """Advantage actor-critic as it is written, linear in the one-hot state, with the same rates and rollouts."""
-    config = ppo.Config(
-        num_envs=NUM_ENVS,
-        num_steps=NUM_STEPS,
-        num_epochs=1,
-        num_minibatches=1,
-        clip_value=False,
-        normalize_advantage="batch",
-        schedule="constant",
-        network=NetworkConfig(hidden=()),
-    )
-    agent = jaxrl.ppo(
-        grids.make("Small"),
-        objective=objectives.policy_gradient(),
-        optimizer=acting.separate(sgd, sgd, PREDICTION_RATE),
-        config=config,
-    )
-    return agent, agent.hyperparams(learning_rate=POLICY_RATE, entropy_coef=0.01)
+    """The written learner."""
+    return searches.a2c_beside(grids.make("Small"), CONFIG, RATES)
 
 
 def evolving(arm: str, size: Size) -> tuple[Algorithm, Any]:
@@ -128,58 +107,29 @@ def evolving(arm: str, size: Size) -> tuple[Algorithm, Any]:
         **lives,
     )
     return agents, agents.hyperparams(
-        learning_rate=POLICY_RATE,
-        prediction_learning_rate=PREDICTION_RATE,
         strategy=search.hyperparams(sigma=0.1, learning_rate=0.01, learning_rate_decay=0.999),
         curriculum=None if arm == "random" else course.hyperparams(antagonist=a2c_hparams),
+        **RATES,
     )
 
 
 def evolved(folder: Path, path: Path, arm: str, seed: int, size: Size) -> None:
     """Runs a search in a folder of its own, or goes on with it; keeps its weights, curves and best-scored levels."""
-    exists = (path / "run.json").exists()
-    run = runs.Run.open(path) if exists else runs.Run.create(path, runs.describe(seed=seed, arm=arm))
     agents, hparams = evolving(arm, size)
-
-    def tell(progress: fit.Progress) -> None:
-        rows = run.metrics()
-        last = lambda key: float(rows[key].values.ravel()[-1])
-        more = ""
-        if arm == "regret":
-            regrets = (last(f"curriculum/score_{which}") for which in ("replayed", "new"))
-            more = ", regret replayed {:.3f}, new {:.3f}".format(*regrets)
-        print(
-            f"{arm} {seed}, generation {progress.iteration * size.generations}: held out "
-            f"{last('held_out/fitness'):.3f}, ties {last('fitness/tie_rate'):.2f}{more}, {progress.seconds:.0f} s",
-            flush=True,
-        )
-
-    result = fit.fit(
-        agents,
-        hparams,
-        run=run,
-        seed=seed,
-        total_iterations=size.rounds,
-        segment=1,
-        checkpoint_seconds=60.0,
-        resume=exists,
-        on_segment=tell,
-    )
-    if result.stopped:
-        raise SystemExit(f"Stopped by signal {result.stopped}; the same command goes on from here.")
-    kept: dict[str, Any] = {f"value.{name}": np.asarray(value) for name, value in result.state.values.items()}
+    curves = ("held_out/fitness", "fitness/tie_rate", "strategy/snr")
+    told = "held out {held_out/fitness:.3f}, ties {fitness/tie_rate:.2f}"
     if arm == "regret":
-        buffer = result.state.curriculum.buffer
+        curves += ("curriculum/score_replayed", "curriculum/score_new")
+        told += ", regret replayed {curriculum/score_replayed:.3f}, new {curriculum/score_new:.3f}"
+    state, metrics = searches.evolved(agents, hparams, path, f"{arm} {seed}", seed, size, told, arm=arm)
+    kept = {f"value.{name}": value for name, value in state.values.items()}
+    if arm == "regret":
+        buffer = state.curriculum.buffer
         score = np.where(buffer.active, buffer.score, -np.inf)
         best = np.argsort(-score)[: size.candidates]
         kept |= {f"level.{name}": np.asarray(x)[best] for name, x in trees.named_leaves(buffer.levels).items()}
         kept |= {"score": score[best]}
-    np.savez_compressed(folder / f"{arm}-{seed}.npz", **kept)
-    curves = run.metrics()
-    names = ("held_out/fitness", "fitness/tie_rate", "strategy/snr")
-    names += ("curriculum/score_replayed", "curriculum/score_new") if arm == "regret" else ()
-    curve = {key: np.asarray(curves[key], np.float64).ravel().tolist() for key in names}
-    (folder / f"{arm}-{seed}.json").write_text(json.dumps({"generations": size.generations, "curves": curve}))
+    searches.keep(folder, f"{arm}-{seed}", kept, metrics, curves, size.generations)
 
 
 def tester(agent: Algorithm, size: Size) -> Any:
@@ -189,10 +139,7 @@ def tester(agent: Algorithm, size: Size) -> Any:
     def one(key: jax.Array, level: Any, num_updates: jax.Array, hparams: Any) -> jax.Array:
         key_train, key_play = jax.random.split(key)
         own = hparams.replace(env=level, horizon=jnp.float32(size.updates * agent.env_steps))
-        state = agent.init(key_train, own)
-        # How many is data, so that a policy that has not learned needs no program of its own.
-        state = jax.lax.fori_loop(0, num_updates, lambda _, state: agent.step(state, own)[0], state)
-        return play(key_play, state, own.env).mean_return
+        return play(key_play, searches.life(agent, key_train, own, num_updates), own.env).mean_return
 
     run = jax.jit(over_members(one, (0, 0, None, None), 2, size.chunk))
 
@@ -233,7 +180,7 @@ def interval(draws: np.ndarray) -> str:
 def tested(folder: Path, size: Size) -> None:
     """Scores of the rules on levels that no search has seen, and regret of replayed levels; writes results.json."""
     agent, (a2c, a2c_hparams) = rule_agent(), a2c_agent()
-    plain = agent.hyperparams(learning_rate=POLICY_RATE, prediction_learning_rate=PREDICTION_RATE)
+    plain = agent.hyperparams(**RATES)
     of_rule, of_a2c = tester(agent, size), tester(a2c, size)
     worlds = jax.jit(jax.vmap(DRAW))(jax.random.split(jax.random.key(54321), size.levels))
     random = of_rule(plain, worlds, 0).mean(axis=1)
@@ -265,11 +212,11 @@ def tested(folder: Path, size: Size) -> None:
         f"\n{counted.sum()} of {size.levels} test levels count, on which A2C gains at least {LEAST_GAIN} over a random "
     )
     print("policy. Score: the rule's gain by that of A2C. Intervals of 95% over searches and levels.\n")
-    print("| levels of the search | searches | mean score | worst quarter | share below 0.75 |\n|---|---|---|---|---|")
+    print(tables.head("levels of the search", "searches", "mean score", "worst quarter", "share below 0.75"))
     for arm, values in scores.items():
         point = (values.mean(), worst_quarter(values).mean(), (values < 0.75).mean())
-        cells = " | ".join(f"{x:.3f} {interval(draws[arm][:, i])}" for i, x in enumerate(point))
-        print(f"| {arm} | {len(values)} | {cells} |")
+        cells = (f"{x:.3f} {interval(draws[arm][:, i])}" for i, x in enumerate(point))
+        print(tables.row(arm, len(values), *cells))
     if len(scores) == 2:
         apart = draws["regret"] - draws["random"]
         means = [worst_quarter(scores[arm]).mean() for arm in ("regret", "random")]
@@ -281,27 +228,18 @@ def tested(folder: Path, size: Size) -> None:
 def main() -> None:
     """Evolves or tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of what is written")
     parser.add_argument("--runs", type=Path, default=Path("runs/algorithmic-regret"), help="folder of the runs")
     parser.add_argument("--arm", choices=ARMS, help="one of the two; otherwise both")
     parser.add_argument("--seed", type=int, help="one search; otherwise all")
-    parser.add_argument("--rounds", type=int, help="of ten generations each")
-    parser.add_argument("--test", action="store_true", help="the tables, instead of searches")
-    parser.add_argument("--tiny", action="store_true", help="few steps of few learners")
-    arguments = parser.parse_args()
-    size = TINY if arguments.tiny else Size()
-    if arguments.rounds:
-        size = dataclasses.replace(size, rounds=arguments.rounds)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    began, cpu = time.perf_counter(), time.process_time()
-    if arguments.test:
-        tested(arguments.out, size)
-    else:
-        for seed in range(size.seeds) if arguments.seed is None else (arguments.seed,):
-            for arm in ARMS if arguments.arm is None else (arguments.arm,):
-                if not (arguments.out / f"{arm}-{seed}.npz").exists():
-                    evolved(arguments.out, arguments.runs / f"{arm}-{seed}", arm, seed, size)
-    print(f"{time.perf_counter() - began:.0f} s, of CPU time {time.process_time() - cpu:.0f} s")
+    options, size = searches.parsed(parser, HERE, Size(), TINY)
+    with searches.timed():
+        if options.test:
+            tested(options.out, size)
+        else:
+            for seed in range(size.seeds) if options.seed is None else (options.seed,):
+                for arm in ARMS if options.arm is None else (options.arm,):
+                    if not (options.out / f"{arm}-{seed}.npz").exists():
+                        evolved(options.out, options.runs / f"{arm}-{seed}", arm, seed, size)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import jaxrl
 from jaxrl import acting
 from jaxrl.algorithms import ppo
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import statistics, style, tables
 from jaxrl.analysis.spans import draw_spans, span_returns
 from jaxrl.networks import ActorCritic, NetworkConfig
 from jaxrl.networks.actor_critic import Policy
@@ -95,20 +95,12 @@ def run(task: str, head: Policy, num_seeds: int, num_steps: int, num_episodes: i
     return {"curve": curve, "num_steps": num_trained, **{name: np.asarray(values) for name, values in found.items()}}
 
 
-def interval(values: Any) -> str:
-    """The mean over seeds with its 95% bootstrap interval."""
-    low, high = statistics.bootstrap_interval(np.asarray(values), statistics.mean)
-    return f"{np.mean(values):.0f} [{low:.0f}, {high:.0f}]"
-
-
 def report(rows: list[dict[str, Any]], figure_path: Path) -> None:
     """Prints the table and draws the figure."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, panels = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 2.8), squeeze=False, layout="constrained")
-    print(
-        "| task | head | steps | return of the mode | of draws | P(draws beat the Gaussian's) | at bounds | seconds |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    titles = ("task", "head", "steps", "return of the mode", "of draws", "P(draws beat the Gaussian's)", "at bounds")
+    print(tables.head(*titles, "seconds"))
     for panel, task in zip(panels[0], tasks, strict=True):
         own = [row for row in rows if row["task"] == task]
         for i, row in enumerate(own):
@@ -116,9 +108,9 @@ def report(rows: list[dict[str, Any]], figure_path: Path) -> None:
             draws, gaussian = (np.asarray(each["curve"])[:, -1] for each in (row, own[0]))
             better = float(statistics.probability_of_improvement(draws, gaussian))
             drawn, modes = np.mean(row["bounds"], axis=0)
-            cells = [task, row["head"], f"{row['num_steps']:,}", interval(row["mode"]), interval(draws)]
-            cells += [f"{better:.2f}", f"{drawn:.2f}, modes {modes:.2f}", str(row["seconds"])]
-            print("| " + " | ".join(cells) + " |")
+            cells = [task, row["head"], f"{row['num_steps']:,}", tables.interval(row["mode"], ".0f")]
+            cells += [tables.interval(draws, ".0f"), f"{better:.2f}", f"{drawn:.2f}, modes {modes:.2f}"]
+            print(tables.row(*cells, row["seconds"]))
             draw_spans(panel, np.asarray(row["curve"]), row["num_steps"], statistics.mean, i, row["head"])
         panel.set(title=f"brax/{task}", xlabel="environment steps")
         style.tidy(panel)

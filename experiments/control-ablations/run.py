@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 
 import jaxrl
 from jaxrl.algorithms.registry import ALGORITHMS
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import statistics, style, tables
 from jaxrl.analysis.spans import draw_spans, span_returns
 
 HERE = Path(__file__).parent
@@ -100,23 +100,17 @@ def curves(arm: Arm, task: str, num_steps: int, num_seeds: int) -> np.ndarray:
     return span_returns(metrics, NUM_SPANS)
 
 
-def told(columns: np.ndarray) -> str:
-    """Interquartile mean over seeds with its 95% bootstrap interval."""
-    low, high = statistics.bootstrap_interval(columns, statistics.iqm)
-    return f"{statistics.iqm(columns):.0f} [{low:.0f}, {high:.0f}]"
-
-
 def report(part: str, rows: list[dict[str, Any]], path: Path) -> None:
     """Prints the table and draws the figure."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.6), squeeze=False, layout="constrained")
-    print("| task | arm | while training, IQM [95%] | last fifth, IQM [95%] | seconds |\n|---|---|---|---|---|")
+    print(tables.head("task", "arm", "while training, IQM [95%]", "last fifth, IQM [95%]", "seconds"))
     for panel, task in zip(panels[0], tasks, strict=True):
         for row in (row for row in rows if row["task"] == task):
             curve = np.asarray(row["curve"])
             whole, last = np.nanmean(curve, axis=1), np.nanmean(curve[:, -NUM_SPANS // 5 :], axis=1)
-            cells = (task.partition("/")[2], row["arm"], told(whole), told(last), str(row["seconds"]))
-            print("| " + " | ".join(cells) + " |")
+            cells = (tables.interval(x, ".0f", statistics.iqm) for x in (whole, last))
+            print(tables.row(task.partition("/")[2], row["arm"], *cells, row["seconds"]))
             index = list(PARTS[part]).index(row["arm"])
             draw_spans(panel, curve, row["num_steps"], statistics.iqm, index, row["arm"])
         panel.set(title=task.partition("/")[2], xlabel="environment steps")

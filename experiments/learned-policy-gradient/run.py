@@ -15,33 +15,32 @@ import dataclasses
 import functools
 import json
 import math
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-import jaxrl
-from jaxrl import acting, fit, objectives, runs, strategies
-from jaxrl.algorithms import lpg, ppo
-from jaxrl.analysis import statistics
+from experiments import searches
+from jaxrl import strategies
+from jaxrl.algorithms import lpg
+from jaxrl.analysis import tables
 from jaxrl.envs import grids
+from jaxrl.meta import trials
 from jaxrl.meta.evolve import evolve
-from jaxrl.networks import NetworkConfig
 from jaxrl.objectives import rules
 from jaxrl.ops import trees
-from jaxrl.ops.members import over_members
 from jaxrl.types import Algorithm
 
 jax.config.update("jax_num_cpu_devices", 2)
 
 HERE = Path(__file__).parent
 WORLDS = {"side": (6, 6), "num_objects": (2, 2), "num_walls": 0}
-NUM_ENVS, NUM_STEPS, NUM_EPISODES = 16, 20, 16
-POLICY_RATE, PREDICTION_RATE = 40.0, 4.0
+NUM_EPISODES = 16
+CONFIG = lpg.Config(num_envs=16, num_steps=20, tabular=True, optimizer="sgd")
+RATES = {"learning_rate": 40.0, "prediction_learning_rate": 4.0}
 RULES = {
     "lpg": rules.lpg(hidden=32, num_bins=8, core="gru"),
     "ta_lpg": rules.lpg(hidden=32, num_bins=8, core="gru", progress=True),
@@ -78,33 +77,7 @@ TINY = Size(candidates=4, generations=1, rounds=2, held_out=4, levels=4, horizon
 
 def agent_of(rule: rules.Rule) -> Algorithm:
     """The inner learner: tables under a rule."""
-    config = lpg.Config(num_envs=NUM_ENVS, num_steps=NUM_STEPS, tabular=True, optimizer="sgd")
-    return lpg.lpg(grids.make("Small", **WORLDS), rule, config)
-
-
-def sgd(hparams: Any, learning_rate: Any) -> optax.GradientTransformation:
-    """Gradient descent behind clipping of the norm, as the rule's agent has it."""
-    return optax.chain(optax.clip_by_global_norm(hparams.max_grad_norm), optax.scale(-learning_rate))
-
-
-def a2c_agent() -> Algorithm:
-    """Advantage actor-critic as it is written, linear in the one-hot state, with the same rates and rollouts."""
-    config = ppo.Config(
-        num_envs=NUM_ENVS,
-        num_steps=NUM_STEPS,
-        num_epochs=1,
-        num_minibatches=1,
-        clip_value=False,
-        normalize_advantage="batch",
-        schedule="constant",
-        network=NetworkConfig(hidden=()),
-    )
-    return jaxrl.ppo(
-        grids.make("Small", **WORLDS),
-        objective=objectives.policy_gradient(),
-        optimizer=acting.separate(sgd, sgd, PREDICTION_RATE),
-        config=config,
-    )
+    return lpg.lpg(grids.make("Small", **WORLDS), rule, CONFIG)
 
 
 @functools.cache
@@ -138,121 +111,66 @@ def evolving(name: str, size: Size) -> tuple[Algorithm, Any]:
         chunk=size.chunk,
     )
     return agents, agents.hyperparams(
-        learning_rate=POLICY_RATE,
-        prediction_learning_rate=PREDICTION_RATE,
-        strategy=search.hyperparams(sigma=0.1, learning_rate=0.01, learning_rate_decay=0.999),
+        strategy=search.hyperparams(sigma=0.1, learning_rate=0.01, learning_rate_decay=0.999), **RATES
     )
 
 
 def evolved(folder: Path, path: Path, name: str, seed: int, size: Size) -> None:
     """Runs a search in a folder of its own, or goes on with it, and keeps its weights and its curves."""
-    exists = (path / "run.json").exists()
-    run = runs.Run.open(path) if exists else runs.Run.create(path, runs.describe(seed=seed, rule=name))
     agents, hparams = evolving(name, size)
-
-    def tell(progress: fit.Progress) -> None:
-        rows = run.metrics()
-        last = lambda key: float(rows[key].values.ravel()[-1])
-        print(
-            f"{name} {seed}, generation {progress.iteration * size.generations}: held out "
-            f"{last('held_out/fitness'):.3f}, population {last('fitness/mean'):.3f}, "
-            f"ties {last('fitness/tie_rate'):.2f}, SNR {last('strategy/snr'):.2f}, {progress.seconds:.0f} s",
-            flush=True,
-        )
-
-    result = fit.fit(
-        agents,
-        hparams,
-        run=run,
-        seed=seed,
-        total_iterations=size.rounds,
-        segment=1,
-        checkpoint_seconds=60.0,
-        resume=exists,
-        on_segment=tell,
-    )
-    if result.stopped:
-        raise SystemExit(f"Stopped by signal {result.stopped}; the same command goes on from here.")
-    np.savez_compressed(
-        folder / f"{name}-{seed}.npz", **{path: np.asarray(value) for path, value in result.state.values.items()}
-    )
-    curves = run.metrics()
-    kept = ("held_out/fitness", "held_out/std", "fitness/mean", "fitness/tie_rate", "strategy/snr")
-    curve = {key: np.asarray(curves[key], np.float64).ravel().tolist() for key in kept}
-    (folder / f"{name}-{seed}.json").write_text(json.dumps({"generations": size.generations, "curves": curve}))
-
-
-def tester(agent: Algorithm, size: Size) -> Any:
-    """`(hparams, num_updates) -> mean returns` of fresh learners after so many updates, one on each test level."""
-    play = jaxrl.evaluate(agent, 64, sampled=True)
-    draw = grids.levels("Small", **WORLDS)
-
-    def one(key: jax.Array, num_updates: jax.Array, hparams: Any) -> jax.Array:
-        key_level, key_train, key_play = jax.random.split(key, 3)
-        horizon = jnp.maximum(num_updates, 1).astype(jnp.float32) * agent.env_steps
-        own = hparams.replace(env=draw(key_level), horizon=horizon)
-        state = agent.init(key_train, own)
-        # How many is data, so that all lengths of life are one program.
-        state = jax.lax.fori_loop(0, num_updates, lambda _, state: agent.step(state, own)[0], state)
-        return play(key_play, state, own.env).mean_return
-
-    keys = jax.random.split(jax.random.key(54321), size.levels)
-    run = jax.jit(over_members(one, (0, None, None), 2, size.chunk))
-    return lambda hparams, num_updates: np.asarray(run(keys, jnp.int32(num_updates), hparams), np.float64)
+    told = "held out {held_out/fitness:.3f}, population {fitness/mean:.3f}, ties {fitness/tie_rate:.2f}, "
+    told += "SNR {strategy/snr:.2f}"
+    state, metrics = searches.evolved(agents, hparams, path, f"{name} {seed}", seed, size, told, rule=name)
+    curves = ("held_out/fitness", "held_out/std", "fitness/mean", "fitness/tie_rate", "strategy/snr")
+    searches.keep(folder, f"{name}-{seed}", state.values, metrics, curves, size.generations)
 
 
 def tested(folder: Path, size: Size) -> None:
     """Random, written and learned rows on levels that no search has seen; writes results.json."""
-    plain = {"learning_rate": POLICY_RATE, "prediction_learning_rate": PREDICTION_RATE}
+    draw, keys = grids.levels("Small", **WORLDS), jax.random.split(jax.random.key(54321), size.levels)
+
+    def tester(agent: Algorithm) -> Callable[[Any, int], np.ndarray]:
+        run = jax.jit(trials.trial(agent, 64, sampled=True, tasks=draw, num_devices=2, chunk=size.chunk))
+        return lambda hparams, num_updates: np.asarray(run(keys, hparams, jnp.int32(num_updates)), np.float64)
+
     as_rule = agent_of(rules.a2c(8, -5.0, 5.0))
-    random = tester(as_rule, size)(as_rule.hyperparams(), 0)
+    random = tester(as_rule)(as_rule.hyperparams(), 0)
     arms: dict[str, tuple[Algorithm, Any]] = {
-        "A2C": (a2c_agent(), a2c_agent().hyperparams(learning_rate=POLICY_RATE, entropy_coef=0.01)),
-        "A2C as a rule": (as_rule, as_rule.hyperparams(**plain)),
+        "A2C": searches.a2c_beside(grids.make("Small", **WORLDS), CONFIG, RATES),
+        "A2C as a rule": (as_rule, as_rule.hyperparams(**RATES)),
     }
     for file in sorted(folder.glob("*lpg-*.npz")):
         agent, weights = agent_of(RULES[file.stem.rpartition("-")[0]]), np.load(file)
         values = {name: jnp.asarray(weights[name]) for name in weights.files}
-        arms[file.stem] = (agent, trees.replace_leaves(agent.hyperparams(**plain), values))
-    draw = grids.levels("Small", **WORLDS)
-    keys = jax.vmap(lambda key: jax.random.split(key, 3)[0])(jax.random.split(jax.random.key(54321), size.levels))
-    best = np.asarray(jax.jit(jax.vmap(lambda key: grids.optimal_return(draw(key))))(keys), np.float64)
+        arms[file.stem] = (agent, trees.replace_leaves(agent.hyperparams(**RATES), values))
+    best = jax.jit(jax.vmap(lambda key: grids.optimal_return(draw(key))))(trials.task_keys(keys))
+    best = np.asarray(best, np.float64)
     results: dict[str, Any] = {"horizons": size.horizons, "best": best.tolist(), "random": random.tolist(), "arms": {}}
     print(f"mean best return {best.mean():.3f}, of a random policy {random.mean():.3f}\n")
-    print("| rule | updates | return [95%] | share of the best |\n|---|---|---|---|")
+    print(tables.head("rule", "updates", "return [95%]", "share of the best"))
     for name, (agent, hparams) in arms.items():
-        results["arms"][name], run = {}, tester(agent, size)
+        results["arms"][name], run = {}, tester(agent)
         for horizon in size.horizons:
             found = run(hparams, horizon)
-            low, high = statistics.bootstrap_interval(found, statistics.mean)
             results["arms"][name][str(horizon)] = found.tolist()
-            share = found.mean() / best.mean()
-            print(f"| {name} | {horizon} | {found.mean():.3f} [{low:.3f}, {high:.3f}] | {share:.2f} |", flush=True)
+            share = f"{found.mean() / best.mean():.2f}"
+            print(tables.row(name, horizon, tables.interval(found, ".3f"), share), flush=True)
     (folder / "results.json").write_text(json.dumps(results))
 
 
 def main() -> None:
     """Evolves or tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of what is written")
     parser.add_argument("--runs", type=Path, default=Path("runs/learned-policy-gradient"), help="folder of the runs")
     parser.add_argument("--rule", choices=tuple(RULES), default="lpg")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, help="of ten generations each")
-    parser.add_argument("--test", action="store_true", help="the table, instead of a search")
-    parser.add_argument("--tiny", action="store_true", help="few steps of few learners")
-    arguments = parser.parse_args()
-    size = TINY if arguments.tiny else Size()
-    if arguments.rounds:
-        size = dataclasses.replace(size, rounds=arguments.rounds)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    began, cpu = time.perf_counter(), time.process_time()
-    if arguments.test:
-        tested(arguments.out, size)
-    else:
-        path = arguments.runs / f"{arguments.rule}-{arguments.seed}"
-        evolved(arguments.out, path, arguments.rule, arguments.seed, size)
-    print(f"{time.perf_counter() - began:.0f} s, of CPU time {time.process_time() - cpu:.0f} s")
+    options, size = searches.parsed(parser, HERE, Size(), TINY)
+    with searches.timed():
+        if options.test:
+            tested(options.out, size)
+        else:
+            path = options.runs / f"{options.rule}-{options.seed}"
+            evolved(options.out, path, options.rule, options.seed, size)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import jaxrl
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import statistics, style, tables
 from jaxrl.envs import grids
 from jaxrl.meta import rewards
 from jaxrl.meta.reward_learning import Config, reward_learning
@@ -91,12 +91,6 @@ def run(method: str, kind: str, num_seeds: int, num_steps: int) -> dict[str, np.
     return {"curve": curve, "weights": np.asarray(states.meta["weights"])}
 
 
-def interval(values: np.ndarray) -> str:
-    """The mean over seeds with its 95% bootstrap interval."""
-    low, high = statistics.bootstrap_interval(values, statistics.mean)
-    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
-
-
 def main() -> None:
     """Runs everything, prints the table and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,8 +103,8 @@ def main() -> None:
     arguments = parser.parse_args()
     num_seeds, num_steps = (2, 4) if arguments.tiny else (arguments.seeds, arguments.steps)
     figure, panels = plt.subplots(1, len(DRAWN_TO), figsize=(7.2, 2.8), sharey=True, squeeze=False)
-    print("| auxiliary reward | method | primary return, last tenth | seeds above 0.9 | iterations to 0.9 | seconds |")
-    print("|---|---|---|---|---|---|")
+    titles = ("auxiliary reward", "method", "primary return, last tenth", "seeds above 0.9", "iterations to 0.9")
+    print(tables.head(*titles, "seconds"))
     results = {}
     for panel, kind in zip(panels[0], DRAWN_TO, strict=True):
         for i, method in enumerate(METHODS):
@@ -121,11 +115,8 @@ def main() -> None:
             reached = curve > 0.9
             first = np.where(reached.any(-1), reached.argmax(-1), num_steps)
             median = f"{np.median(first):.0f}" if np.median(first) < num_steps else "never"
-            print(
-                f"| {kind} | {method} | {interval(final)} | {(final > 0.9).sum()} of {num_seeds} | {median} | "
-                f"{time.perf_counter() - begin:.0f} |",
-                flush=True,
-            )
+            above, seconds = f"{(final > 0.9).sum()} of {num_seeds}", f"{time.perf_counter() - begin:.0f}"
+            print(tables.row(kind, method, tables.interval(final), above, median, seconds), flush=True)
             results[f"{kind}/{method}"] = {
                 "final": final.round(4).tolist(),
                 "first": first.tolist(),

@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 
 import jaxrl
 from jaxrl.algorithms import dqn, pqn, stream_q
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import statistics, style, tables
 from jaxrl.analysis.spans import draw_spans, span_returns
 from jaxrl.networks.q_network import QNetworkConfig
 from jaxrl.networks.streaming import StreamingConfig
@@ -141,15 +141,14 @@ def report(rows: list[dict[str, Any]], figure_path: Path) -> None:
     """Prints the table and draws the figure."""
     games = list(dict.fromkeys(row["game"] for row in rows))
     figure, panels = plt.subplots(1, len(games), figsize=(4.4 * len(games), 3.0), squeeze=False, layout="constrained")
-    print("| game | agent | transitions | return while training, last quarter | greedy at the end | seconds |")
-    print("|---|---|---|---|---|---|")
+    titles = ("game", "agent", "transitions", "return while training, last quarter", "greedy at the end", "seconds")
+    print(tables.head(*titles))
     for panel, game in zip(panels[0], games, strict=True):
         for i, row in enumerate(row for row in rows if row["game"] == game):
             curve, rate = np.asarray(row["curve"]), row["leaves"].get("learning_rate")
             arm = f"plain, rate {rate:g}" if row["arm"] == "plain" else row["arm"]
             values = (told(last_quarter(curve)), told(np.asarray(row["greedy"])) if row["arm"] != "random" else "")
-            cells = (game.split("/")[1], arm, f"{row['num_steps']:,}", *values, str(row["seconds"]))
-            print("| " + " | ".join(cells) + " |")
+            print(tables.row(game.split("/")[1], arm, f"{row['num_steps']:,}", *values, row["seconds"]))
             if row["arm"] != "random":
                 draw_spans(panel, curve, row["num_steps"], statistics.mean, i, row["arm"])
         panel.set(title=game.split("/")[1], xlabel="transitions")

@@ -13,15 +13,9 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import style, tables
 
 HERE = Path(__file__).parent
-
-
-def mean_with_interval(values: list[float]) -> str:
-    """A mean with its bootstrap interval."""
-    low, high = statistics.bootstrap_interval(np.array(values), statistics.mean)
-    return f"{np.mean(values):+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def main() -> None:
@@ -53,7 +47,7 @@ def main() -> None:
         for horizon in map(str, results["frozen"]):
             for still in ("0", "0.5", "1"):
                 loss = np.array(returns[horizon]) - np.array(arm["returns"][still][horizon])
-                print(f"{name}, {horizon} updates, true progress less {still}: {mean_with_interval(loss.tolist())}")
+                print(f"{name}, {horizon} updates, true progress less {still}: {tables.interval(loss, '+.3f')}")
     searches.set(xlabel="million transitions", ylabel="share of the best, held out", title="searches")
     lengths.set(
         xlabel="updates of the life", ylabel="share of the best after it", title="lengths of life", xscale="log"

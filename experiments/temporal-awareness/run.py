@@ -29,9 +29,10 @@ import numpy as np
 from flax import struct
 
 import jaxrl
+from experiments import searches
 from jaxrl import spaces, strategies
 from jaxrl.algorithms import lpg
-from jaxrl.analysis import rule_figures, statistics
+from jaxrl.analysis import rule_figures, tables
 from jaxrl.meta.evolve import evolve
 from jaxrl.meta.imitation import imitate, observed
 from jaxrl.meta.meta_gradient import meta_gradient, policy_gradient
@@ -177,9 +178,7 @@ def tester(rule: rules.Rule, num_tasks: int, chunk: int, seed: int) -> Callable[
         key_task, key_train = jax.random.split(key)
         horizon = num_updates.astype(jnp.float32) * agent.env_steps
         hparams = agent.hyperparams(**RATES).replace(env=task(key_task), horizon=horizon, objective=weights)
-        state = agent.init(key_train, hparams)
-        # How many is data, so that all lengths of life are one program.
-        state = jax.lax.fori_loop(0, num_updates, lambda _, state: agent.step(state, hparams)[0], state)
+        state = searches.life(agent, key_train, hparams, num_updates)
         onward = policy(state, jnp.arange(1 + LENGTH)).probs()[jnp.arange(1 + LENGTH), hparams.env.way]
         return jnp.prod(onward) + (1.0 - onward[0]) * hparams.env.near / hparams.env.far
 
@@ -283,23 +282,17 @@ def searched(folder: Path, arm: str, seed: int, size: Size) -> None:
     )
 
 
-def row(name: str, horizon: Any, found: np.ndarray) -> None:
-    """Prints a line of a table."""
-    low, high = statistics.bootstrap_interval(found, statistics.mean)
-    print(f"| {name} | {horizon} | {found.mean():.3f} [{low:.3f}, {high:.3f}] |", flush=True)
-
-
 def written(folder: Path, size: Size) -> None:
     """Actor-critic with constant and annealed entropy bonuses: whether a schedule pays here."""
     rule, results = annealed(), {}
     run = tester(rule, size.tasks, size.chunk, 54321)
-    print("| bonus, first | last | updates | share of the best [95%] |\n|---|---|---|---|")
+    print(tables.head("bonus, first", "last", "updates", "share of the best [95%]"))
     for first, last in BONUSES:
         weights = rule.init(jax.random.key(0)) | {"first": jnp.float32(first), "last": jnp.float32(last)}
         for horizon in size.frozen:
             found = run(weights, horizon)
             results[f"{first:g} {last:g} {horizon}"] = found.tolist()
-            row(f"{first:g} | {last:g}", horizon, found)
+            print(tables.row(f"{first:g}", f"{last:g}", horizon, tables.interval(found, ".3f")), flush=True)
     (folder / "written.json").write_text(json.dumps(results))
 
 
@@ -343,7 +336,7 @@ def tested(folder: Path, size: Size) -> None:
     run = tester(frozen_rule, size.tasks, size.chunk, 54321)
     measure = rule_figures.schedules(agent_of(RULE), size.frozen, tasks=task)
     results: dict[str, Any] = {"horizons": size.horizons, "frozen": size.frozen, "arms": {}}
-    print("| rule | updates | share of the best [95%] |\n|---|---|---|")
+    print(tables.head("rule", "updates", "share of the best [95%]"))
     for file in sorted(folder.glob("*-*.npz")):
         inner = loaded(file)
         arm: dict[str, Any] = {"dependence": dependence(inner.objective), "returns": {}}
@@ -354,7 +347,8 @@ def tested(folder: Path, size: Size) -> None:
             for horizon in size.horizons if name == "true" else size.frozen:
                 found = run(weights, horizon)
                 arm["returns"][name][str(horizon)] = found.tolist()
-                row(f"{file.stem}, progress {name}", horizon, found)
+                rule = f"{file.stem}, progress {name}"
+                print(tables.row(rule, horizon, tables.interval(found, ".3f")), flush=True)
         found = measure(jax.random.key(9), inner)
         arm["schedules"] = [{"life": s.life, "entropy": s.entropy.tolist(), "scale": s.scale.tolist()} for s in found]
         kept = arm["dependence"]
@@ -366,26 +360,17 @@ def tested(folder: Path, size: Size) -> None:
 def main() -> None:
     """Searches or tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of what is written")
     parser.add_argument("--arm", choices=("es", *GRADIENTS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int)
     parser.add_argument("--written", action="store_true")
-    parser.add_argument("--test", action="store_true")
-    parser.add_argument("--tiny", action="store_true", help="few steps of few learners")
-    arguments = parser.parse_args()
-    size = TINY if arguments.tiny else Size()
-    if arguments.rounds:
-        size = dataclasses.replace(size, rounds=arguments.rounds)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    began, cpu = time.perf_counter(), time.process_time()
-    if arguments.written:
-        written(arguments.out, size)
-    elif arguments.arm:
-        searched(arguments.out, arguments.arm, arguments.seed, size)
-    elif arguments.test:
-        tested(arguments.out, size)
-    print(f"{time.perf_counter() - began:.0f} s, of CPU time {time.process_time() - cpu:.0f} s")
+    options, size = searches.parsed(parser, HERE, Size(), TINY)
+    with searches.timed():
+        if options.written:
+            written(options.out, size)
+        elif options.arm:
+            searched(options.out, options.arm, options.seed, size)
+        elif options.test:
+            tested(options.out, size)
 
 
 if __name__ == "__main__":
