@@ -10,7 +10,6 @@ batches of 256, one step for an environment step. Adam; the batches are there be
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from bench_shared import clocked
 from jax import random
 
 NUM_STEPS, NUM_BATCHES, REPEATS = 1000, 16, 5
@@ -118,12 +118,7 @@ def milliseconds(make: Callable[[Any], tuple[Any, Any, Update]], num_members: in
     # One member without an axis of members, as a program for one has it.
     whole = jax.jit(jax.vmap(run) if num_members > 1 else lambda keys: run(keys[0])).lower(keys).compile()
     jax.block_until_ready(whole(keys))
-    taken = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        jax.block_until_ready(whole(keys))
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken) / NUM_STEPS * 1e3
+    return statistics.median(clocked(whole, keys)[1] for _ in range(REPEATS)) / NUM_STEPS * 1e3
 
 
 def main() -> int:

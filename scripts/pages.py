@@ -9,6 +9,7 @@ docs/speed.csv, which scripts/bench.py wrote. README.md lists what the registrie
 """
 
 import argparse
+import collections
 import csv
 import re
 import sys
@@ -223,6 +224,14 @@ def experiments_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def revisions(measured: list[dict[str, str]]) -> str:
+    """The commits that rows were measured at; several with their numbers of rows, the most frequent first."""
+    counts = collections.Counter(row["git_revision"] for row in measured).most_common()
+    if len(counts) == 1:
+        return f"`{counts[0][0]}`"
+    return ", ".join(f"`{name}` ({count} of {len(measured)} rows)" for name, count in counts)
+
+
 def speed_page() -> str:
     """What `scripts/bench.py --suite algorithms` measured, one row an algorithm."""
     with (ROOT / "docs" / "speed.csv").open(newline="") as file:
@@ -247,12 +256,12 @@ def speed_page() -> str:
     about = {(row["processor"], row["jax"], row["python"], row["time"][:10]) for row in measured}
     machines = "; ".join(f"{cpu}, jax {jax}, Python {python}, {day}" for cpu, jax, python, day in sorted(about))
     text = f"""Made by scripts/pages.py from docs/speed.csv, which `taskset -c 0 python scripts/bench.py --suite
-algorithms --cores 1 --out docs/speed.csv` wrote: one core, while others ran on the second ({machines}). Each algorithm
-has the defaults of its name, so rows differ by how much they learn from a step (replay ratio, batch, network) more than
-by how well they are written. Seconds to compile `init` and `step`; environment steps a second over all members, in
-training; bytes of one member's state and of what its program needs for a while. Where 64 members are missing, a step of
-theirs would have taken over 20 seconds or their states over a third of the memory.{missing} Beside other libraries at
-equal settings: [benchmarks](benchmarks.md)."""
+algorithms --cores 1 --out docs/speed.csv` wrote: one core, while others ran on the second ({machines}; jaxrl at
+{revisions(measured)}). Each algorithm has the defaults of its name, so rows differ by how much they learn from a step
+(replay ratio, batch, network) more than by how well they are written. Seconds to compile `init` and `step`; environment
+steps a second over all members, in training; bytes of one member's state and of what its program needs for a while.
+Where 64 members are missing, a step of theirs would have taken over 20 seconds or their states over a third of the
+memory.{missing} Beside other libraries at equal settings: [benchmarks](benchmarks.md)."""
     return f"# Speed of each algorithm\n\n{_filled(text)}\n\n{_table(header, body)}\n"
 
 

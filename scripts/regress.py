@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import bench
+import bench_shared as bench
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 

@@ -51,7 +51,7 @@ def observe_stock(env: Env, gamma: float = 1.0, low: float = 0.0, high: float = 
     so that γ^t (c_t + what is still to come) is c_0 plus the whole return (Pires et al. 2025, arXiv:2501.13028; Bäuerle
     and Ott 2011). An agent that is to act well from every first stock trains with a range of them; `low` = `high` fixes
     it. What is made of the stock, a head of `jaxrl.values.maximizing` says. Rewards stay as they are: networks see the
-    stock in their unit, so scale them (`scale_reward`, below this wrapper) until stocks are of the size of other inputs.
+    stock in their unit, so scale them (`scale_reward`, below this wrapper) until it is of the size of other inputs.
 
     Args:
       env: any environment. Observations with an action_mask keep it.

@@ -6,10 +6,12 @@ from pathlib import Path
 from types import ModuleType
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+# At the end, where profile.py does not hide Python's own.
+sys.path.append(str(SCRIPTS))
 
 
 def load(name: str) -> ModuleType:
-    """A script by its name, under which other scripts import it (the folder on the path would hide `profile`)."""
+    """A script by its name, under which other scripts import it."""
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
         assert spec is not None
