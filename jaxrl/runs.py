@@ -44,6 +44,28 @@ _PACKAGES = ("jaxrl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gym
 _MAX_RECORDED = 4096
 
 
+def check_folder(path: Path) -> None:
+    """Refuses the name of a file for a folder that is to be made.
+
+    Raises:
+      ValueError: there is a file of this name, or of that of a folder above it.
+    """
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise ValueError(f"{path} cannot be a folder, since {part} is a file: name another one.")
+
+
+def check_new(path: Path) -> None:
+    """Refuses a folder for a new run.
+
+    Raises:
+      ValueError: it holds a run already, or it or one above it is a file.
+    """
+    check_folder(path)
+    if (path / "run.json").exists():
+        raise ValueError(f"{path} already holds a run: name another folder, or continue it with `jaxrl resume {path}`.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run's folder.
@@ -65,14 +87,11 @@ class Run:
           record: anything that JSON can hold; `describe` makes the usual one. Schema and time are added.
 
         Raises:
-          ValueError: the folder already holds a run; nothing is touched.
+          ValueError: the folder already holds a run, or is a file; nothing is touched.
           StorageError: it cannot be written.
         """
         path = Path(path)
-        if (path / "run.json").exists():
-            raise ValueError(
-                f"{path} already holds a run: name another folder, or continue it with `jaxrl resume {path}`."
-            )
+        check_new(path)
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         run = cls(path, {"schema": SCHEMA, "created": created, **record, "changes": []})
         run._write_record()

@@ -30,7 +30,8 @@ import matplotlib.pyplot as plt
 import jaxrl
 from jaxrl import values
 from jaxrl.algorithms import dqn
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import statistics, style, tables
+from jaxrl.analysis.spans import draw_spans, span_returns
 from jaxrl.networks.q_network import QNetworkConfig
 
 HERE = Path(__file__).parent
@@ -72,52 +73,54 @@ def curves(task: str, arm: Arm, total: int, num_seeds: int) -> np.ndarray:
     hparams = agent.hyperparams(learning_rate=5e-4, horizon=float(total), **rates)
     train = jax.jit(jax.vmap(jaxrl.train(agent, num_steps), (0, None)))
     _, metrics = train(jax.random.split(jax.random.key(0), num_seeds), hparams)
-    parts = {
-        name: np.asarray(metrics[f"episode/{name}"], np.float64).reshape(num_seeds, NUM_POINTS, -1).sum(-1)
-        for name in ("return_sum", "count")
-    }
-    ended = parts["count"] > 0
-    return np.divide(parts["return_sum"], parts["count"], out=np.full(ended.shape, np.nan), where=ended)
+    return span_returns(metrics, NUM_POINTS)
+
+
+def report(part: str, rows: list[dict[str, Any]], path: Path) -> None:
+    """Prints the table and draws the figure."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.6), squeeze=False, layout="constrained")
+    print(tables.head("task", "arm", "while training, IQM [95%]", "last fifth, IQM [95%]", "seconds"))
+    for panel, task in zip(panels[0], tasks, strict=True):
+        for row in (row for row in rows if row["task"] == task):
+            curve = np.asarray(row["curve"])
+            whole, last = statistics.mean(curve), statistics.mean(curve[:, -NUM_POINTS // 5 :])
+            cells = (tables.interval(x, ".1f", statistics.iqm) for x in (whole, last))
+            print(tables.row(task.partition("/")[2], row["arm"], *cells, row["seconds"]))
+            draw_spans(panel, curve, row["num_steps"], statistics.iqm, list(PARTS[part]).index(row["arm"]), row["arm"])
+        panel.set(title=task.partition("/")[2], xlabel="environment steps")
+        style.tidy(panel)
+    panels[0, 0].set_ylabel("return while training, IQM")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=90)
 
 
 def main() -> None:
-    """Runs one part, prints its table, draws its figure."""
+    """Runs what has not been run of a part, prints its table and draws its figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, default="batch")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--tiny", action="store_true", help="few steps of few learners, written nowhere")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the part's .json and .png")
+    parser.add_argument("--tiny", action="store_true", help="few steps of two seeds on one task; name another --out")
     arguments = parser.parse_args()
-    num_seeds = 2 if arguments.tiny else arguments.seeds
-    tasks, arms = arguments.tasks, list(PARTS[arguments.part].items())
-    if arguments.tiny:
-        tasks, arms = tasks[:1], arms[:2]
-    results: dict[str, Any] = {}
-    figure, panels = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.2), squeeze=False)
-    print("| task | arm | while training, IQM [95%] | last fifth, IQM [95%] | seconds |\n|---|---|---|---|---|")
-    for panel, task in zip(panels[0], tasks, strict=True):
-        total = 4_000 if arguments.tiny else TASKS[task]
-        steps = (np.arange(NUM_POINTS) + 1) * total / NUM_POINTS
-        for i, (name, arm) in enumerate(arms):
-            begin = time.perf_counter()
-            found = curves(task, arm, total, num_seeds)
-            seconds = time.perf_counter() - begin
-            cells = []
-            for column in (statistics.mean(found), statistics.mean(found[:, -NUM_POINTS // 5 :])):
-                low, high = statistics.bootstrap_interval(column, statistics.iqm)
-                cells.append(f"{statistics.iqm(column):.1f} [{low:.1f}, {high:.1f}]")
-            results[f"{task} {name}"] = found.tolist()
-            print(f"| {task} | {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
-            panel.plot(steps, statistics.iqm(found.T), color=style.COLORS[i], label=name)
-        panel.set(title=task.partition("/")[2], xlabel="environment steps")
-        style.tidy(panel)
-    panels[0, 0].set_ylabel("return while training, IQM")
-    panels[0, 0].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    if not arguments.tiny:
-        figure.savefig(arguments.out / f"{arguments.part}.png", dpi=100)
-        (arguments.out / f"{arguments.part}.json").write_text(json.dumps(results) + "\n")
+    tasks = arguments.tasks[:1] if arguments.tiny else arguments.tasks
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{arguments.part}.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    for task in tasks:
+        total, num_seeds = (4_000, 2) if arguments.tiny else (TASKS[task], arguments.seeds)
+        for name, arm in PARTS[arguments.part].items():
+            if any((row["task"], row["arm"]) == (task, name) for row in rows):
+                continue
+            began = time.perf_counter()
+            curve = curves(task, arm, total, num_seeds).tolist()
+            seconds = round(time.perf_counter() - began)
+            rows.append({"task": task, "arm": name, "num_steps": total, "curve": curve, "seconds": seconds})
+            path.write_text(json.dumps(rows) + "\n")
+            print(f"{task} {name}: {seconds} s", flush=True)
+    report(arguments.part, rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -153,7 +153,8 @@ def pqn(
 
     Raises:
       ValueError: actions are not discrete, a count is not positive, a rollout does not split evenly into minibatches, a
-        choice is unknown, or the network or the head is random, or has a memory.
+        choice is unknown, the network or the head is random or has a memory, or the head reads the values of all
+        actions.
 
     Example:
       >>> import jaxrl
@@ -178,6 +179,8 @@ def pqn(
             f"pqn: network and head must not be random; got noisy = {config.network.noisy} and head = {head.name!r}. "
             "Use dqn."
         )
+    if head.whole:
+        raise ValueError(f"pqn: the head {head.name!r} reads the values of all actions, which only dqn gives: use dqn.")
     batch_size = config.num_envs * config.num_steps
     precision = config.matmul_precision
 

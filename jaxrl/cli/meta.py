@@ -19,8 +19,8 @@ from jaxrl import checkpoint, fit, memory, programs, runs
 from jaxrl.cli import devices, rules
 from jaxrl.cli.folders import new_folder
 from jaxrl.cli.meta_record import record_of
-from jaxrl.cli.meta_search import Search, inner_of, search_of
-from jaxrl.cli.progress import clock, short
+from jaxrl.cli.meta_search import Search, env_params_of, inner_of, search_of
+from jaxrl.cli.progress import clock, counted, short
 from jaxrl.meta import regularized_evolution
 from jaxrl.objectives.files import RuleSpec, read_rule, save_rule
 from jaxrl.ops import expressions
@@ -41,6 +41,8 @@ def meta_train(options: argparse.Namespace) -> None:
     """
     devices.use_all_cores(options.devices or 1)
     console = Console(highlight=False)
+    if options.out:
+        runs.check_new(options.out)
     record, start = record_of(options, console)
     search = search_of(record, start.params if start else None)
     _print_plan(console, record, search)
@@ -92,8 +94,8 @@ def _print_plan(console: Console, record: dict[str, Any], search: Search) -> Non
     who = f"{per_step or about['population']:,} {'programs' if per_step else 'candidates'}"
     lines = (
         f"{about['kind']} ({size}, from {about['start']}) on {where}{record['env']}, seed {record['seed']}",
-        f"{generations:,} generations of {who} x {about['num_seeds']} learners = "
-        f"{generations * learners:,}, and {held_out:,} held-out ones in {record['iterations']:,} looks",
+        f"{counted(generations, 'generation')} of {who} x {counted(about['num_seeds'], 'learner')} = "
+        f"{generations * learners:,}, and {held_out:,} held-out ones in {counted(record['iterations'], 'look')}",
         *([f"population {about['population']:,}, tournaments of {about['tournament']:,}"] if per_step else []),
         f"a learner is {record['algorithm']} for {lives} iterations of {member.env_steps:,} steps; {short(steps)} "
         f"steps in all{' besides those of evaluation' if about['fitness'] == 'evaluation' else ''}",
@@ -108,14 +110,17 @@ def _run(console: Console, run: Run, search: Search, limit: float | None, resume
     console.print(f"folder {run.path}", soft_wrap=True, markup=False)
     template = programs.state_template(search.algorithm, jax.random.key(0), search.hparams)
     began = time.monotonic()
-    best = _best(run)
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
+    best = _caught_up(run, search, template, _best(run)) if resume else -math.inf
+    moved = False
+
     def tell(progress: Progress) -> None:
-        nonlocal best
+        nonlocal best, moved
         last = _last(run)
+        moved |= last.get("fitness/tie_rate", 0.0) < 1.0
         held_out, improved = last["held_out/fitness"], last["held_out/fitness"] > best
         say(
             f"generation {progress.iteration * search.generations:,}: held out {held_out:.4g}"
@@ -151,7 +156,18 @@ def _run(console: Console, run: Run, search: Search, limit: float | None, resume
             for line in _save_population(run, search, result.state, result.iteration):
                 say(line)
         _draw(console, run)
-    say(f"best held out {best:.4g}: {run.path / 'rule.npz'}" if math.isfinite(best) else f"folder {run.path}")
+    if math.isfinite(best):
+        say(f"best held out {best:.4g}: {run.path / 'rule.npz'}")
+        if result.iteration and not moved:
+            say(
+                "all candidates did alike at every look, so nothing moved the search: give longer lives (--life), a "
+                "larger --sigma, or a task on which learners differ."
+            )
+    elif result.iteration:
+        say(
+            "no held-out figure is a finite number, so there is no rule.npz: no episode ended within a learner's life "
+            "(give a longer --life), or the learners diverged."
+        )
     if result.stopped is not None:
         say(f"stopped and saved; continue with: jaxrl resume {shlex.quote(str(run.path))}")
 
@@ -166,14 +182,28 @@ def _of_population(last: dict[str, float]) -> str:
     return f"population {last['fitness/mean']:.4g}, ties {last['fitness/tie_rate']:.2f}, SNR {last['strategy/snr']:.2f}"
 
 
-def _last(run: Run) -> dict[str, float]:
-    """Metrics of the newest look."""
+def _last(run: Run, env_steps: float = math.inf) -> dict[str, float]:
+    """Metrics of the newest look, or of the newest one up to so many steps."""
     rows = run.metrics()
-    return {str(name): float(rows[name].values.ravel()[-1]) for name in rows}
+    number = int((rows["step"].values <= env_steps).sum()) - 1
+    return {str(name): float(rows[name].values[number].ravel()[0]) for name in rows}
+
+
+def _caught_up(run: Run, search: Search, template: Any, best: float) -> float:
+    """Writes the rule of the newest look if a kill came between its checkpoint and its file; the best figure now."""
+    saved = checkpoint.load_latest(run.checkpoints, template)
+    if saved is None:
+        return best
+    state, iteration, _ = saved
+    last = _last(run, float(iteration * search.algorithm.env_steps))
+    if not last["held_out/fitness"] > best:
+        return best
+    _save(run, search, state, iteration, last, run.path / "rule.npz")
+    return last["held_out/fitness"]
 
 
 def _best(run: Run) -> float:
-    """The held-out figure of the rule in the folder: a kill between a look and its file costs no improvement."""
+    """The held-out figure of the rule in the folder."""
     path = run.path / "rule.npz"
     found = read_rule(path).spec.provenance.get("held_out") if path.exists() else None
     return -math.inf if found is None else float(found)
@@ -196,6 +226,7 @@ def _write(run: Run, search: Search, params: PyTree, iteration: int, figures: di
     provenance = {
         "env": record["env"],
         "env_options": record["env_options"],
+        "env_params": env_params_of(search.member, search.hparams.inner),
         "tasks": about["tasks"],
         "generations": iteration * search.generations,
         "seed": record["seed"],

@@ -52,7 +52,11 @@ def meta_train_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--generations", type=count, default=200, metavar="N", help="of the search (default 200)")
     parser.add_argument(
-        "--held-out-every", type=count, metavar="N", help="generations between looks (default 10; program always 1)"
+        "--held-out-every",
+        type=count,
+        metavar="N",
+        help="generations between looks, of which --generations is a multiple (default: the greatest such number up "
+        "to 10; program always 1)",
     )
     parser.add_argument(
         "--held-out", type=count, metavar="N", help="learners of each look (default 16; with --tasks 64; program 4)"

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ def record_of(options: argparse.Namespace, console: Console) -> tuple[dict[str, 
     spec.build()
 
     assignments = overrides.parse_assignments(options.assignments)
+    rules.check_effect((rules.Chosen(spec),), assignments)
     entry = ALGORITHMS[outer.agent]
     base, rates = inner_defaults(env, outer.agent)
     top_level = [field.name for field in dataclasses.fields(entry.hyperparams)]
@@ -62,8 +62,7 @@ def record_of(options: argparse.Namespace, console: Console) -> tuple[dict[str, 
         changed[leaf] = start.params
     inner = member.hyperparams(**changed)
     settings = _settings(options, outer)
-    # Programs are tried at every generation, since the next one may have forgotten the best.
-    looks = 1 if outer.loop == "programs" else options.held_out_every or 10
+    looks = _looks(options, outer)
     num_learners = settings.get("children", settings["population"]) * options.num_seeds
     if options.devices or options.chunk:
         layout = Layout(options.devices or 1, options.chunk)
@@ -76,7 +75,7 @@ def record_of(options: argparse.Namespace, console: Console) -> tuple[dict[str, 
         "config": dataclasses.asdict(config),
         "hyperparams": runs.hyperparams_to_json(inner),
         "seed": options.seed,
-        "iterations": math.ceil(options.generations / looks),
+        "iterations": options.generations // looks,
         "layout": list(layout),
         **({leaf: start.record} if start else {}),
         "meta": {
@@ -106,6 +105,21 @@ def _check_options(options: argparse.Namespace, outer: Outer) -> None:
             )
     if outer.loop == "programs" and options.life and options.life[0] < options.life[1]:
         raise ValueError(f"--life of {options.kind} is one number, since all its learners live equally long.")
+
+
+def _looks(options: argparse.Namespace, outer: Outer) -> int:
+    """Generations from one look at the held-out learners to the next."""
+    if outer.loop == "programs":
+        # The next generation may have forgotten the best.
+        return 1
+    if options.held_out_every is None:
+        return max(number for number in range(1, 11) if options.generations % number == 0)
+    if options.generations % options.held_out_every:
+        raise ValueError(
+            "--generations must be a multiple of --held-out-every, so that the last one is looked at; got "
+            f"--generations {options.generations}, --held-out-every {options.held_out_every}."
+        )
+    return options.held_out_every
 
 
 def _loop(family: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -228,12 +228,20 @@ def inner_of(member: Algorithm, hparams: Any, leaf: str) -> dict[str, Any]:
       hparams: its hyperparameters.
       leaf: the field that holds the rule's weights, which is left out.
     """
-    defaults, changed = trees.named_leaves(member.hyperparams()), {}
+    changed = {name: text for name, text in _changed(member, hparams) if name.partition(".")[0] not in ("env", leaf)}
+    changed.pop("horizon", None)
+    return {"algorithm": member.name, "config": dataclasses.asdict(member.config), "hyperparams": changed}
+
+
+def env_params_of(member: Algorithm, hparams: Any) -> dict[str, str]:
+    """Parameters of the environment that are not the default, `env.name` by their texts."""
+    return {name: text for name, text in _changed(member, hparams) if name.partition(".")[0] == "env"}
+
+
+def _changed(member: Algorithm, hparams: Any) -> Iterator[tuple[str, str]]:
+    """Numbers that are not the default, with the shortest texts that give them again in their own precision."""
+    defaults = trees.named_leaves(member.hyperparams())
     for name, leaf in trees.named_leaves(hparams).items():
         value = np.asarray(leaf)
-        first = name.partition(".")[0]
-        if first in ("env", "horizon", leaf) or value.ndim or value == defaults[name]:
-            continue
-        # The shortest text that gives this number again in its own precision.
-        changed[name] = str(value[()]) if value.dtype.kind == "f" else str(value.item())
-    return {"algorithm": member.name, "config": dataclasses.asdict(member.config), "hyperparams": changed}
+        if not value.ndim and name in defaults and value != defaults[name]:
+            yield name, str(value[()]) if value.dtype.kind == "f" else str(value.item())

@@ -169,6 +169,11 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def counted(count: int, name: str) -> str:
+    """A count with its name: `1 seed`, `2,000 seeds`."""
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
+
+
 def clock(seconds: float) -> str:
     """A duration: `0:07`, `12:34`, `1:02:03`."""
     whole = round(seconds) if math.isfinite(seconds) else 0

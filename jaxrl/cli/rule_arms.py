@@ -95,6 +95,22 @@ def assignments_of(
     return own, common
 
 
+def check_assignments(own: dict[str, dict[str, str]], common: dict[str, str], family: FamilyName) -> None:
+    """Refuses settings that would have no effect.
+
+    Raises:
+      ValueError: a horizon, which each row's life sets, or a learning rate for learned optimizers.
+    """
+    for row, given in (("", common), *((f"{name}.", texts) for name, texts in own.items())):
+        if "horizon" in given:
+            raise ValueError(f"{row}horizon is as long as each row's life: set --life instead.")
+    if family == "optimizer" and "learning_rate" in common:
+        raise ValueError(
+            "learning_rate has no effect on a learned optimizer, whose rule says how far a step goes: give "
+            "ppo.learning_rate, of the row that has one."
+        )
+
+
 def arms_of(
     name: str,
     env: Env,

@@ -5,7 +5,7 @@ import csv
 import dataclasses
 import io
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,24 @@ from jaxrl.checkpoint import write_file
 from jaxrl.cli import build, devices, rules
 from jaxrl.cli.folders import new_folder
 from jaxrl.cli.meta_search import OUTER
-from jaxrl.cli.progress import clock, number
-from jaxrl.cli.rule_arms import EXACT, LEARNED, RANDOM, Arm, arms_of, assignments_of, baselines_of, family_of
+from jaxrl.cli.progress import clock, counted, number
+from jaxrl.cli.rule_arms import (
+    EXACT,
+    LEARNED,
+    RANDOM,
+    Arm,
+    arms_of,
+    assignments_of,
+    baselines_of,
+    check_assignments,
+    family_of,
+)
 from jaxrl.envs import grids
 from jaxrl.evaluation import time_limit
 from jaxrl.meta import trials
 from jaxrl.meta.layout import Layout, choose_layout
 from jaxrl.objectives.files import RuleFile, read_rule
+from jaxrl.runs import check_folder
 from jaxrl.types import Env
 
 # Children of the user's seed: other keys than those of a search with the same one.
@@ -71,6 +82,7 @@ def meta_test(options: argparse.Namespace) -> None:
     """
     devices.use_all_cores(options.devices or 1)
     console = Console(highlight=False)
+    _check_once("a rule", [path.resolve() for path in options.rules])
     found = [(path, read_rule(path)) for path in options.rules]
     family = family_of(found)
     first = found[0][1].spec.provenance
@@ -78,10 +90,12 @@ def meta_test(options: argparse.Namespace) -> None:
     lives = options.life or _trained_life(options.rules[0], found[0][1])
     sampled = options.actions == "sampled" if options.actions else bool(first.get("sampled", OUTER[family].sampled))
     own, common = assignments_of(options.assignments, baselines)
+    check_assignments(own, common, family)
     envs = _environments(options.envs.split(","), options.env_option)
     # All rows are built before the first is computed, so that a wrong name costs nothing.
     plan = [(name, env, extra, arms_of(name, env, found, baselines, common, own)) for name, env, extra in envs]
     path = options.out or new_folder(f"meta-test-{found[0][1].spec.kind}")
+    check_folder(path)
     if any((path / name).exists() for name in ("table.md", "table.csv", "scores.csv")):
         raise ValueError(f"{path} already holds a table: name another folder.")
     notes = list(_notes(found, lives, sampled, options))
@@ -95,12 +109,24 @@ def meta_test(options: argparse.Namespace) -> None:
     settings = {f"{arm.name}: {arm.settings}": None for *_, arms in plan for arm in arms if arm.settings}
     _write(path, rows, [*notes, *settings])
     console.print()
-    console.print(_table(rows))
+    # A file or a pipe has no width to fit into.
+    console.print(_table(rows), width=None if console.is_terminal else 200)
+    for line in settings:
+        console.print(line, soft_wrap=True, markup=False)
     console.print(f"folder {path}", soft_wrap=True, markup=False)
+
+
+def _check_once(what: str, given: Sequence[Any]) -> None:
+    for each in given:
+        if given.count(each) > 1:
+            raise ValueError(f"{what} is given twice, {each}: its rows would be the same.")
 
 
 def _environments(names: list[str], texts: list[str]) -> list[tuple[str, Env, dict[str, Any]]]:
     """Each with its options: those of all, and those that its name stands before."""
+    if "" in names:
+        raise ValueError("--envs has an empty name: give suite/Name of each, with one comma between two.")
+    _check_once("an environment", names)
     for text in texts:
         owner, colon, _ = text.partition("=")[0].rpartition(":")
         if colon and owner not in names:
@@ -123,8 +149,8 @@ def _notes(
     found: list[tuple[Path, RuleFile]], lives: tuple[int, ...], sampled: bool, options: argparse.Namespace
 ) -> Iterable[str]:
     yield (
-        f"{options.num_seeds} seeds, lives of {', '.join(f'{n:,}' for n in lives)} iterations, "
-        f"{options.eval_episodes} episodes after each with {'sampled' if sampled else 'greedy'} actions, "
+        f"{counted(options.num_seeds, 'seed')}, lives of {', '.join(f'{n:,}' for n in lives)} iterations, "
+        f"{counted(options.eval_episodes, 'episode')} after each with {'sampled' if sampled else 'greedy'} actions, "
         f"seed {options.seed}"
     )
     settings = [rule.spec.provenance.get("inner") for _, rule in found]

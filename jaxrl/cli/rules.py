@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from jaxrl.algorithms.registry import ALGORITHMS, Entry
 from jaxrl.checkpoint import write_file
+from jaxrl.envs import make_env
 from jaxrl.envs.registry import SUITES
 from jaxrl.names import unknown
 from jaxrl.objectives.files import FAMILIES, KINDS, RuleFile, RuleSpec, read_rule
@@ -129,7 +130,8 @@ def check_effect(chosen: Sequence[Chosen], names: Iterable[str]) -> None:
     """
     if "learning_rate" in names and any(each.spec.family == "optimizer" for each in chosen):
         raise ValueError(
-            "learning_rate has no effect with --optimizer, whose rule says how far a step goes: leave one of them out."
+            "learning_rate has no effect with a learned optimizer, whose rule says how far a step goes: leave one of "
+            "them out."
         )
 
 
@@ -188,7 +190,7 @@ def factory_of(name: str, entry: Entry, chosen: Sequence[Chosen]) -> Callable[..
         return entry.factory
     for each in chosen:
         if not _takes(entry, each.family):
-            able = [other for other, its in ALGORITHMS.items() if _takes(its, each.family)]
+            able = [other for other, its in ALGORITHMS.items() if _takes(its, each.family) and _builds(its, each)]
             raise ValueError(
                 f"{each.spec.kind} is {each.family.what}, which {name} does not take: take one of {', '.join(able)}."
             )
@@ -208,6 +210,22 @@ def factory_of(name: str, entry: Entry, chosen: Sequence[Chosen]) -> Callable[..
 def _takes(entry: Entry, family: Family) -> bool:
     fields = [field.name for field in dataclasses.fields(entry.hyperparams)]
     return family.slot in inspect.signature(entry.factory).parameters and family.leaf in fields
+
+
+def _builds(entry: Entry, chosen: Chosen) -> bool:
+    """Whether an algorithm that has the slot can do with what is in it, in an environment that all can do with."""
+    part = {chosen.family.slot: chosen.spec.build()}
+    try:
+        entry.factory(make_env("probe/Credit"), config=entry.default_config, **part)
+    except ValueError:
+        return False
+    return True
+
+
+def is_missing(name: str, chosen: Sequence[Chosen]) -> bool:
+    """Whether an algorithm is to learn by a rule whose weights nobody has given."""
+    learned = (FAMILIES["sequence"], FAMILIES["disco"])
+    return not chosen and any(_takes(ALGORITHMS[name], family) for family in learned)
 
 
 def tasks_of(name: str, **options: Any) -> Callable[[Key], Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxrl import checkpoint, fit, runs, sinks
-from jaxrl.cli import build, devices, overrides, progress
+from jaxrl.cli import build, devices, overrides, progress, rules
 from jaxrl.cli.build import Built
 from jaxrl.cli.folders import new_folder
 from jaxrl.evaluation import time_limit
@@ -180,7 +180,7 @@ def _fit(
 def _print_plan(console: Console, run: Run, built: Built, options: argparse.Namespace) -> None:
     record, member = run.record, built.member
     sizes = [f"{name} {value}" for name in ("num_envs", "num_steps") if (value := record["config"].get(name))]
-    seeds = "1 seed" if record["num_seeds"] == 1 else f"{record['num_seeds']} seeds"
+    seeds = progress.counted(record["num_seeds"], "seed")
     console.print(
         f"[bold]{record['algorithm']}[/] on [bold]{record['env']}[/]: {seeds} x {record['total_steps']:,} steps, "
         f"seed {record['seed']}",
@@ -195,6 +195,13 @@ def _print_plan(console: Console, run: Run, built: Built, options: argparse.Name
     )
     for chosen in built.chosen:
         console.print(f"{chosen.family.leaf} {chosen.name}", soft_wrap=True, markup=False)
+    if rules.is_missing(record["algorithm"], built.chosen):
+        console.print(
+            f"{record['algorithm']} without --objective learns by a rule drawn at random, which teaches nothing: give "
+            "the file of one.",
+            style="yellow",
+            soft_wrap=True,
+        )
     console.print(f"folder {run.path}", soft_wrap=True, markup=False)
 
 

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from jaxrl import checkpoint, cli
-from jaxrl.cli import arguments, build, meta, meta_parsers, meta_search, rule_arms, rule_table
+from jaxrl.cli import arguments, build, meta, meta_parsers, meta_search, rule_arms, rule_table, rules
 from jaxrl.cli.meta_record import record_of
 from jaxrl.envs import make_env
 from jaxrl.objectives import spo
@@ -124,7 +124,7 @@ def trained(tmp_path):
 def test_a_search_stops_goes_on_and_leaves_rules(searched):
     folder, out, after_first, more = searched
     assert "lpg (130 weights, from random) on chains/Short, seed 0" in out
-    assert "2 generations of 4 candidates x 1 learners = 8, and 4 held-out ones in 2 looks" in out
+    assert "2 generations of 4 candidates x 1 learner = 8, and 4 held-out ones in 2 looks" in out
     assert "a learner is lpg for 3 iterations of 12 steps" in out
     assert "generation 1: held out" in out
     assert "the time limit of 0 s is reached" in out
@@ -143,6 +143,38 @@ def test_a_search_stops_goes_on_and_leaves_rules(searched):
     assert last["horizon"] == {"iterations": [3, 3], "env_steps": [36, 36]}
     assert last["inner"]["hyperparams"] == {"learning_rate": "40.0", "prediction_learning_rate": "4.0"}
     assert last["inner"]["config"]["num_envs"] == 2
+
+
+def test_a_kill_between_a_look_and_its_file_costs_no_rule(searched, tmp_path):
+    """Resuming a folder that lacks the rule of its newest look, or has an older and worse one, makes it."""
+    folder = shutil.copytree(searched[0], tmp_path / "killed")
+    run = Run.open(folder)
+    last = run.metrics()["held_out/fitness"].values.ravel()[-1]
+    for name in ("rule.npz", "rule-last.npz"):
+        (folder / name).unlink()
+    search = meta_search.search_of(run.record, None)
+    template = jax.eval_shape(search.algorithm.init, jax.random.key(0), search.hparams)
+    assert meta._caught_up(run, search, template, -np.inf) == last
+    found = read_rule(folder / "rule.npz").spec.provenance
+    assert (found["held_out"], found["generations"]) == (last, 2)
+    before = (folder / "rule.npz").read_bytes()
+    assert meta._caught_up(run, search, template, last) == last
+    assert (folder / "rule.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "want"), [([], (10, 20)), (["--generations", "1"], (1, 1)), (["--generations", "25"], (5, 5))]
+)
+def test_the_last_generation_is_looked_at(given, want):
+    record, _ = planned("meta-train", "lpo", "--env", "probe/Credit", "--plan", *given)
+    assert (record["meta"]["held_out_every"], record["iterations"]) == want
+
+
+def test_the_rule_says_in_which_environment_it_was_found():
+    record, _ = planned("meta-train", "lpo", "--env", "gymnax/CartPole-v1", "--plan", *SMALL, "env.gravity=5")
+    search = meta_search.search_of(record, None)
+    assert meta_search.env_params_of(search.member, search.hparams.inner) == {"env.gravity": "5.0"}
+    assert "env.gravity" not in meta_search.inner_of(search.member, search.hparams.inner, "objective")["hyperparams"]
 
 
 @pytest.mark.slow
@@ -247,11 +279,27 @@ def test_lengths_of_life_are_drawn_between_both_ends():
         (["program", "--env", "probe/Credit", "--population", "4", "--children", "5"], "num_children <="),
         (["program", "--env", "probe/ContinuousPolicy"], "iscrete"),
         (["disco", "--env", "probe/Credit"], "invalid choice: 'disco'"),
+        (["open", "--env", "probe/Credit", "learning_rate=1"], "learning_rate has no effect with a learned optimizer"),
+        (["lpo", "--env", "probe/Credit", "--generations", "5", "--held-out-every", "2"], "must be a multiple of"),
     ],
 )
 def test_wrong_searches_leave_nothing(tmp_path, argv, message):
     assert message in error_of("meta-train", *argv, "--out", tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_no_folder(rule, tmp_path):
+    file = tmp_path / "afile"
+    file.write_text("mine")
+    for command in (["meta-train", "lpo", "--env", "probe/Credit"], ["train", "ppo", "probe/Credit"]):
+        assert f"{file} is a file: name another one" in error_of(*command, "--out", file)
+    test = ["meta-test", rule, "--envs", "probe/Credit", "--life", "1", "--out"]
+    assert f"{file} is a file: name another one" in error_of(*test, file / "below")
+    assert file.read_text() == "mine"
+
+
+def test_a_plan_for_a_folder_that_holds_a_run_is_refused(searched):
+    assert "already holds a run" in error_of("meta-train", "lpg", *SEARCH, "--plan", "--out", searched[0])
 
 
 def test_a_file_of_another_kind_does_not_begin_a_search(rule):
@@ -426,6 +474,11 @@ def test_rules_that_do_not_fit(optimizer, program, tmp_path, algorithm, option, 
     argv = ["train", algorithm, "probe/Credit", f"--{option}", file, "--out", tmp_path / "run"]
     assert message in error_of(*argv)
     assert not (tmp_path / "run").exists()
+
+
+def test_which_algorithms_need_the_file_of_a_rule(rule):
+    assert [name for name in ("lpg", "disco", "ppo", "dqn") if rules.is_missing(name, ())] == ["lpg", "disco"]
+    assert not rules.is_missing("lpg", (rules.from_file(rule),))
 
 
 def test_an_optimizer_and_an_objective_at_once(optimizer, tmp_path):
@@ -640,6 +693,10 @@ def test_tables_are_written(tmp_path):
         (["--envs", "probe/Credit", "--env-option", "grids/Small:side=3,3"], "which is not among --envs: probe/Credit"),
         (["--envs", "probe/Credit", "--life", "0"], "must be at least 1"),
         (["--envs", "probe/Credit", "--num-seeds", "0"], "must be at least 1"),
+        (["--envs", "probe/Credit,"], "--envs has an empty name"),
+        (["--envs", "probe/Credit,probe/Credit"], "an environment is given twice, probe/Credit"),
+        (["--envs", "probe/Credit", "horizon=3"], "horizon is as long as each row's life: set --life"),
+        (["--envs", "probe/Credit", "ppo.horizon=3"], "ppo.horizon is as long as"),
         ([], "the following arguments are required: --envs"),
     ],
 )
@@ -647,6 +704,14 @@ def test_wrong_tests_leave_nothing(searched, tmp_path, more, message):
     path = searched[0] / "rule.npz"
     assert message in error_of("meta-test", path, "--out", tmp_path / "table", *more)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_for_learned_optimizers_is_refused(optimizer, tmp_path):
+    said = error_of("meta-test", optimizer, "--envs", "probe/Credit", "--life", "1", "learning_rate=1")
+    assert "give ppo.learning_rate" in said
+    assert "a rule is given twice" in error_of(
+        "meta-test", optimizer, optimizer, "--envs", "probe/Credit", "--life", "1"
+    )
 
 
 def test_rules_of_two_families_are_tested_apart(searched, tmp_path):

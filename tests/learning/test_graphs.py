@@ -108,6 +108,5 @@ def test_messages():
     masked = env._replace(observation_space=Masked.observation_space)
     with pytest.raises(ValueError, match="knows nothing of illegal ones; got 'probe/Credit'"):
         dqn.dqn(masked, head=values.graph(), config=CONFIG)
-    agent = pqn.pqn(env, head=values.graph(), config=pqn.Config(num_envs=2, num_steps=4, num_minibatches=2))
-    with pytest.raises(ValueError, match="of the algorithms dqn gives only"):
-        jax.eval_shape(jaxrl.train(agent, 1), jax.random.key(0), agent.hyperparams())
+    with pytest.raises(ValueError, match="pqn: the head 'graph' reads the values of all actions"):
+        pqn.pqn(env, head=values.graph())
