@@ -122,3 +122,17 @@ checks
 plt.figure(figsize=(9, 6))
 plt.imshow(plt.imread(picture))
 plt.axis("off")
+
+# %% [markdown]
+# ## A rule in a file
+#
+# A rule and its weights are one small file, which says what it is. One line of Python reads it again, and so do `jaxrl
+# train ppo … --objective FILE`, `jaxrl meta-test` and `jaxrl plot`.
+
+# %%
+path = jaxrl.save_rule(picture.with_name("drift.npz"), jaxrl.RuleSpec("lpo"), weights)
+drift, found = jaxrl.load_rule(path)
+learner = jaxrl.ppo(env, objective=drift, config=config)
+hparams = learner.hyperparams(objective=found, learning_rate=1e-2)
+_, metrics = jax.jit(jaxrl.train(learner, num_iterations))(jax.random.key(1), hparams)
+path.stat().st_size, float(metrics["episode/return_sum"].sum() / metrics["episode/count"].sum())
