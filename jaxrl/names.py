@@ -1,11 +1,13 @@
-"""What to say of a name that nothing has. Needs no jax.
+"""What to say of a name that nothing has, and names that tell paths apart. Needs no jax.
 
 A bare name is a leaf of the hyperparameters by dotted path (`learning_rate`, `objective.clip`); `config.<field>` is a
 field of the config.
 """
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 CONFIG = "config."
 _MAX_LISTED = 30
@@ -63,3 +65,25 @@ def unknown(name: str, known: Iterable[str], others: Iterable[str] = (), kind: s
     """
     kind = kind or ("field of the config" if name.startswith(CONFIG) else "hyperparameter")
     return f"No {kind} is called {name!r}. {hint(name, known, others)}"
+
+
+def distinct(paths: Sequence[Path | str]) -> list[str]:
+    """The last parts of paths, as many as tell them apart, the same number for all.
+
+    Args:
+      paths: of files or folders, which need not exist; equal ones get equal names.
+
+    Returns:
+      A name for each, in order.
+
+    Example:
+      >>> distinct(["runs/lpo", "runs/open"])
+      ['lpo', 'open']
+      >>> distinct(["a/lpo", "b/lpo", "b/open"])
+      ['a/lpo', 'b/lpo', 'b/open']
+    """
+    # Not resolved: a link goes by the name that it was given.
+    parts = [Path(os.path.abspath(path)).parts[1:] for path in paths]
+    longest = max(map(len, parts), default=1)
+    depth = next((n for n in range(1, longest) if len({p[-n:] for p in parts}) == len(set(parts))), longest)
+    return ["/".join(p[-depth:]) for p in parts]

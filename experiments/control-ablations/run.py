@@ -114,6 +114,7 @@ def report(part: str, rows: list[dict[str, Any]], path: Path) -> None:
             index = list(PARTS[part]).index(row["arm"])
             draw_spans(panel, curve, row["num_steps"], statistics.iqm, index, row["arm"])
         panel.set(title=task.partition("/")[2], xlabel="environment steps")
+        panel.locator_params(axis="x", nbins=4)
         style.tidy(panel)
     panels[0, 0].set_ylabel("return while training, IQM")
     handles, labels = panels[0, 0].get_legend_handles_labels()

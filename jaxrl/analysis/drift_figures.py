@@ -15,6 +15,8 @@ from jaxrl.types import Objective
 
 _LOG_RATIO = float(np.log(2.0))
 _ADVANTAGE = 3.0
+# A drift is computed as the difference of two losses.
+_ROUNDING = 1e-5
 
 
 class Constraints(NamedTuple):
@@ -33,7 +35,7 @@ class Constraints(NamedTuple):
     @property
     def hold(self) -> bool:
         """Whether value and slope at ratio 1 are exactly 0, and f is nowhere less than 0 beyond rounding."""
-        return self.value == 0.0 and self.slope == 0.0 and self.negative <= 1e-5
+        return self.value == 0.0 and self.slope == 0.0 and self.negative <= _ROUNDING
 
 
 def drift_grid(
@@ -118,8 +120,8 @@ def plot_drifts(
     figure, panels = plt.subplots(
         2, len(drifts), figsize=(2.6 * len(drifts) + 0.8, 5.0), squeeze=False, sharex=True, sharey=True
     )
-    # Outliers at the edges of one drift shall not make the others white.
-    bounds = [max(float(np.percentile(np.abs([grid[i] for grid in grids]), 98)), 1e-6) for i in (2, 3)]
+    values = [np.stack([grid[i] for grid in grids]) for i in (2, 3)]
+    bounds = [_bound(of_all) for of_all in values]
     for column, ((title, _, _), grid, check) in enumerate(zip(drifts, grids, checks, strict=True)):
         ratio, advantage = np.exp(grid[0]), grid[1]
         looks = ({"cmap": style.COLORMAP, "vmin": 0.0, "vmax": bounds[0]}, {"cmap": "RdBu_r", "vmin": -bounds[1]})
@@ -128,7 +130,15 @@ def plot_drifts(
             drawn = panel.pcolormesh(ratio, advantage, grid[2 + row], **{"vmax": bounds[1], **look}, rasterized=True)
             panel.axvline(1.0, color="black", linewidth=0.6, linestyle=":")
             if column == len(drifts) - 1:
-                figure.colorbar(drawn, ax=panels[row], label=("drift f", "slope df/dr")[row], shrink=0.9)
+                figure.colorbar(
+                    drawn,
+                    ax=panels[row],
+                    label=("drift f", "slope df/dr")[row],
+                    shrink=0.9,
+                    extend=_beyond(values[row], *drawn.get_clim()),
+                    # A factor common to all ticks would stand on the heat map's corner.
+                    format="{x:.3g}",
+                )
         rule = (
             "f(1) = f'(1) = 0, f ≥ 0"
             if check.hold
@@ -142,3 +152,19 @@ def plot_drifts(
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
     return checks
+
+
+def _bound(values: np.ndarray) -> float:
+    """Where colors end."""
+    # Outliers at the edges of one drift shall not make the others white.
+    sizes = np.abs(values)
+    for bound in (np.percentile(sizes, 98), sizes.max()):
+        if bound > _ROUNDING:
+            return float(bound)
+    return 1.0
+
+
+def _beyond(values: np.ndarray, low: float, high: float) -> str:
+    """The ends of a color bar that get an arrow."""
+    below, above = values.min() < low - _ROUNDING, values.max() > high + _ROUNDING
+    return {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[int(below), int(above)]

@@ -206,6 +206,7 @@ def plot_optimizers(traces: Sequence[tuple[str, OptimizerTrace]], path: Path | s
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     if not traces:
         raise ValueError("plot_optimizers: traces must have at least one; got none.")
@@ -220,27 +221,38 @@ def plot_optimizers(traces: Sequence[tuple[str, OptimizerTrace]], path: Path | s
         iterations = np.arange(1, len(trace.cosines) + 1)
         for place, (panel, part) in enumerate(zip(row, PARTS, strict=True)):
             lines = [
-                panel.plot(iterations, trace.cosines[:, place, i], color=color, linewidth=1.1)[0]
+                style.line(panel, iterations, trace.cosines[:, place, i], color=color, linewidth=1.1)
                 for i, color in enumerate(colors)
             ]
-            panel.set(title=f"{title}: {part}'s parameters", xlabel="iteration", ylim=(low, 1.05))
+            if not np.isfinite(trace.cosines[:, place]).any():
+                words = "steps of length 0, or not finite:\nno direction"
+                panel.text(0.5, 0.75, words, transform=panel.transAxes, ha="center", va="center")
+                # Without points the axis would be that of an empty panel.
+                panel.update_datalim([(1, 0), (len(iterations), 0)])
+            panel.set(title=f"{title}: {part}'s parameters", ylim=(low, 1.05))
+            style.count_axis(panel, "iteration")
             panel.axhline(0.0, color="gray", linewidth=0.6)
             style.tidy(panel)
         row[0].set_ylabel("cosine of the step with")
     figure.legend(lines, DIRECTIONS, loc="outside right upper", frameon=False, fontsize=8)
     dormancy, returns = panels[-1]
-    names: dict[str, Any] = {}
-    for place, (title, trace) in enumerate(traces):
+    torsos: dict[str, Any] = {}
+    lines = []
+    for place, (_, trace) in enumerate(traces):
         color, iterations = style.COLORS[place % len(style.COLORS)], np.arange(1, len(trace.outcome) + 1)
         for dash, (torso, share) in zip(style.DASHES, trace.dormant.items(), strict=False):
-            names[f"{title}, {torso}"] = dormancy.plot(iterations, share, color=color, linestyle=dash)[0]
-        line = returns.plot(iterations, trace.outcome, color=color)[0]
-        if not trace.dormant:
-            names[title] = line
-    dormancy.set(title="dormant units", xlabel="iteration", ylabel="share", ylim=(-0.02, 1.02))
-    returns.set(title="return of the episodes that ended", xlabel="iteration")
+            torsos[torso] = Line2D([], [])
+            torsos[torso].update_from(style.line(dormancy, iterations, share, color=color, linestyle=dash))
+            torsos[torso].set_color("gray")
+        lines.append(style.line(returns, iterations, trace.outcome, color=color))
+    dormancy.set(title="dormant units", ylabel="share", ylim=(-0.02, 1.02))
+    returns.set(title="return of the episodes that ended")
     for panel in (dormancy, returns):
+        style.count_axis(panel, "iteration")
         style.tidy(panel)
-    figure.legend(names.values(), names.keys(), loc="outside right lower", frameon=False, fontsize=8)
+    if torsos:
+        dormancy.legend(torsos.values(), torsos.keys(), frameon=False, fontsize=8)
+    titles = [title for title, _ in traces]
+    figure.legend(lines, titles, loc="outside right lower", frameon=False, fontsize=8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

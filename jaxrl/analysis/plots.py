@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter
 
 from jaxrl.analysis import curves, statistics
 from jaxrl.analysis.style import COLORS, DASHES, tidy
+from jaxrl.names import distinct
 from jaxrl.runs import Run
 
 # More lines than this hide the band.
@@ -93,18 +94,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     """The algorithm's name for one run, else the names of the folders."""
     if len(runs) == 1:
         return [str(runs[0].record.get("algorithm", runs[0].path.name))]
-    return folder_names([run.path for run in runs])
-
-
-def folder_names(paths: Sequence[Path]) -> list[str]:
-    """The folders' own names, with as many parents as tell them apart.
-
-    >>> folder_names([Path("a/run"), Path("b/run")])
-    ['a/run', 'b/run']
-    """
-    parts = [path.resolve().parts for path in paths]
-    depth = next((n for n in range(1, max(map(len, parts))) if len({p[-n:] for p in parts}) == len(set(parts))), 1)
-    return ["/".join(p[-depth:]) for p in parts]
+    return distinct([run.path for run in runs])
 
 
 def _draw(panel: Any, curve: _Curve, index: int, alone: bool, confidence: float) -> None:

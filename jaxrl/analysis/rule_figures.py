@@ -13,6 +13,7 @@ from jaxrl.analysis import style
 from jaxrl.analysis.drift_figures import Constraints, plot_drifts
 from jaxrl.meta.evolve import Tasks
 from jaxrl.meta.imitation import Make, observed
+from jaxrl.names import distinct
 from jaxrl.objectives.rules import Rule
 from jaxrl.runs import Run
 from jaxrl.types import Algorithm, Key, Metrics, Objective, PolicyInputs
@@ -254,22 +255,27 @@ def schedules(agent: Algorithm, lives: Sequence[int], *, num_learners: int = 16,
 def plot_schedules(rules: Sequence[tuple[str, Sequence[Schedule]]], path: Path | str) -> None:
     """Draws the policy's entropy and the scale of π̂ over the share of life that has passed; one row a rule.
 
+    A length of life has one color in all rows, and one entry of the legend.
+
     Args:
       rules: title and schedules of each rule.
       path: of the picture.
     """
-    figure, panels = _figure(len(rules), 2, (8.2, 3.0 * len(rules) + 0.2))
+    figure, panels = _figure(len(rules), 2, (9.2, 3.0 * len(rules) + 0.2))
+    lines: dict[int, Any] = {}
+    lives = list(dict.fromkeys(one.life for _, found in rules for one in found))
     for row, (title, found) in zip(panels, rules, strict=True):
-        for place, one in enumerate(found):
+        for one in found:
             share = np.arange(1, one.life + 1) / one.life
-            look = {"color": style.COLORS[place % len(style.COLORS)], "label": f"N = {one.life}"}
-            row[0].plot(share, one.entropy, **look)
-            row[1].plot(share, one.scale, **look)
+            color = style.COLORS[lives.index(one.life) % len(style.COLORS)]
+            lines[one.life] = style.line(row[0], share, one.entropy, color=color)
+            style.line(row[1], share, one.scale, color=color)
         row[0].set(xlabel="share of life n/N", ylabel="policy's entropy, nats", title=title)
         row[1].set(xlabel="share of life n/N", ylabel="√ mean π̂²", title="scale of the target")
         for panel in row:
             style.tidy(panel)
-        row[1].legend(frameon=False, fontsize=7)
+    labels = [f"N = {life}" for life in lines]
+    figure.legend(lines.values(), labels, loc="outside right upper", frameon=False, fontsize=8)
     _save(figure, path)
 
 
@@ -295,18 +301,18 @@ def plot_generations(runs: Sequence[Run], path: Path | str) -> None:
         raise ValueError("Searches by strategies and those of programs are drawn apart: their curves are others.")
     figure, panels = _figure(1, 2 if of_programs[0] else 3, (8.2 if of_programs[0] else 11.5, 3.4))
     fitness = panels[0, 0]
-    for place, (run, found) in enumerate(zip(runs, rows, strict=True)):
+    names = distinct([run.path for run in runs]) if len(runs) > 1 else ["held out"]
+    for place, (run, name, found) in enumerate(zip(runs, names, rows, strict=True)):
         color = style.COLORS[place % len(style.COLORS)]
         column = lambda name, found=found: np.asarray(found[name], np.float64).ravel()
         every = 1 if of_programs[0] else run.record.get("meta", {}).get("held_out_every", 1)
         generation, held_out = every * (1 + np.arange(found.sizes["step"])), column("held_out/fitness")
-        name = run.path.name if len(runs) > 1 else "held out"
-        fitness.plot(generation, held_out, color=color, label=name)
-        fitness.plot(generation, column("fitness/mean"), color=color, linestyle=":", linewidth=1)
+        style.line(fitness, generation, held_out, color=color, label=name)
+        style.line(fitness, generation, column("fitness/mean"), color=color, linestyle=":", linewidth=1)
         draw = _draw_programs if of_programs[0] else _draw_strategy
         draw(panels[0], generation, held_out, column, color)
     for panel in panels[0]:
-        panel.set_xlabel("generation")
+        style.count_axis(panel, "generation")
         style.tidy(panel)
     fitness.legend(frameon=False, fontsize=8)
     _save(figure, path)
@@ -315,22 +321,28 @@ def plot_generations(runs: Sequence[Run], path: Path | str) -> None:
 def _draw_strategy(panels: Any, generation: np.ndarray, held_out: np.ndarray, column: Any, color: str) -> None:
     fitness, ties, noise = panels
     deviation = column("held_out/std")
-    fitness.fill_between(generation, held_out - deviation, held_out + deviation, color=color, alpha=0.15, linewidth=0)
-    ties.plot(generation, column("fitness/tie_rate"), color=color)
-    noise.plot(generation, column("strategy/snr"), color=color)
-    noise.plot(generation, column("strategy/half_cosine"), color=color, linestyle=":", linewidth=1)
+    band = (generation, held_out - deviation, held_out + deviation)
+    if len(generation) == 1:
+        fitness.vlines(*band, color=color, alpha=0.3)
+    else:
+        fitness.fill_between(*band, color=color, alpha=0.15, linewidth=0)
+    style.line(ties, generation, column("fitness/tie_rate"), color=color)
+    style.line(noise, generation, column("strategy/snr"), color=color)
+    style.line(noise, generation, column("strategy/half_cosine"), color=color, linestyle=":", linewidth=1)
     noise.axhline(1.0, color="gray", linewidth=0.8)
-    fitness.set(ylabel="fitness", title="mean ± deviation over learners\n(dotted: the population's mean)")
+    fitness.set(ylabel="fitness", title="mean ± deviation over learners\n(dotted, ○: the population's mean)")
     ties.set(ylabel="share", title="ties", ylim=(-0.02, 1.02))
-    noise.set(ylabel="ratio, cosine", title="signal to noise, 1 is noise alone\n(dotted: cosine of halves)")
+    noise.set(ylabel="ratio, cosine", title="signal to noise, 1 is noise alone\n(dotted, ○: cosine of halves)")
 
 
 def _draw_programs(panels: Any, generation: np.ndarray, held_out: np.ndarray, column: Any, color: str) -> None:
     del held_out
     fitness, known = panels
-    fitness.plot(generation, column("fitness/best"), color=color, linestyle="--", linewidth=1)
-    known.plot(generation, column("search/share_known"), color=color)
-    fitness.set(ylabel="fitness", title="the best so far on held-out keys\n(dashed: when found; dotted: population)")
+    style.line(fitness, generation, column("fitness/best"), color=color, linestyle="--", linewidth=1)
+    style.line(known, generation, column("search/share_known"), color=color)
+    fitness.set(
+        ylabel="fitness", title="the best so far on held-out keys\n(dashed, □: when found; dotted, ○: population)"
+    )
     known.set(ylabel="share", title="proposals that are known", ylim=(-0.02, 1.02))
 
 

@@ -45,7 +45,9 @@ COMMANDS: dict[str, _Spec] = {
         "compare rules with written ones on other tasks", "rule_table", "meta_test", meta_parsers.meta_test_parser
     ),
     "evaluate": _Spec("play episodes with a trained run", "evaluate", "evaluate", run_parsers.evaluate_parser),
-    "plot": _Spec("draw the learning curves of one or several runs", "plot", "plot", run_parsers.plot_parser),
+    "plot": _Spec(
+        "draw learning curves of runs, generations of searches, or a rule", "plot", "plot", run_parsers.plot_parser
+    ),
     "report": _Spec("make a page of a sweep or of several", "report", "write", run_parsers.report_parser),
     "compare": _Spec(
         "say whether two runs or sweeps differ, and in what", "report", "compare", run_parsers.compare_parser

@@ -21,6 +21,9 @@ from jaxrl.ops import expressions
 from jaxrl.ops.optimizers import adam
 from jaxrl.types import Env, Key
 
+# As the help of --out names them.
+_FORMATS = ("png", "pdf", "svg")
+
 # Lengths of life beside that of training, as shares of it.
 _LIVES = (0.2, 0.5, 1.0, 2.0)
 
@@ -32,6 +35,8 @@ def plot(options: argparse.Namespace) -> None:
       ValueError: a folder holds no run or no metrics yet, the file's format is unknown, or a rule does not say where
         it was trained.
     """
+    if options.out is not None and options.out.suffix[1:].lower() not in _FORMATS:
+        raise ValueError(f"--out {options.out} must end in one of {', '.join(_FORMATS)}.")
     files = [path for path in options.dirs if path.suffix in rules.SUFFIXES]
     if files:
         if len(options.dirs) > 1:
@@ -92,7 +97,8 @@ def _setting(path: Path, found: RuleFile, algorithm: str, module: str) -> _Setti
     tasks = rules.tasks_of(about["env"], **options) if about["tasks"] else None
     config = overrides.config_from_json(ALGORITHMS[algorithm].config, about["inner"]["config"])
     life = int(about["horizon"]["iterations"][-1])
-    return _Setting(make_env(about["env"], **options), tasks, config, about["inner"]["hyperparams"], life)
+    texts = {**about["inner"]["hyperparams"], **about.get("env_params", {})}
+    return _Setting(make_env(about["env"], **options), tasks, config, texts, life)
 
 
 def _plot_optimizer(path: Path, found: RuleFile, out: Path) -> None:

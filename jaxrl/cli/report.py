@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from jaxrl.analysis import comparison, report
-from jaxrl.analysis.plots import folder_names
+from jaxrl.names import distinct
 from jaxrl.sweeps import results
 
 
@@ -18,7 +18,7 @@ def write(options: argparse.Namespace) -> None:
     out = options.out or (options.dirs[0] / "report.html" if len(options.dirs) == 1 else Path("report.html"))
     if out.suffix not in (".html", ".md"):
         raise ValueError(f"--out must end in .html or .md; got {out}.")
-    data = list(zip(folder_names(options.dirs), map(results.read_any, options.dirs), strict=True))
+    data = list(zip(distinct(options.dirs), map(results.read_any, options.dirs), strict=True))
     print((report.write_report if out.suffix == ".html" else report.write_markdown)(data, out))
 
 
@@ -30,5 +30,5 @@ def compare(options: argparse.Namespace) -> None:
       StorageError: something cannot be read.
     """
     first, second = (results.read_any(path) for path in (options.first, options.second))
-    labels = folder_names([options.first, options.second])
+    labels = distinct([options.first, options.second])
     print("\n".join(comparison.compare_runs(first, second, (labels[0], labels[1])).lines()))

@@ -11,7 +11,7 @@ from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.cli import overrides
 from jaxrl.cli.meta_search import OUTER, inner_defaults, member_of
 from jaxrl.meta import trials
-from jaxrl.names import CONFIG, unknown
+from jaxrl.names import CONFIG, distinct, unknown
 from jaxrl.networks import NetworkConfig
 from jaxrl.objectives.files import FAMILIES, KINDS, RuleFile, RuleSpec
 from jaxrl.objectives.kinds import FamilyName
@@ -210,11 +210,10 @@ def _ppo_beside(env: Env, config: Any, common: dict[str, str], more: dict[str, s
 
 
 def _labels(paths: list[Path]) -> list[str]:
-    """The files' names, with their folders where those alone tell them apart."""
-    stems = [path.stem for path in paths]
-    if len(set(stems)) == len(stems) and stems != ["rule"]:
-        return stems
-    return [f"{path.resolve().parent.name}/{path.stem}" for path in paths]
+    """The files' names, with as many of their folders as tell them apart; one that is just "rule" with its folder."""
+    if [path.stem for path in paths] == ["rule"]:
+        return [f"{paths[0].resolve().parent.name}/rule"]
+    return distinct([path.with_suffix("") for path in paths])
 
 
 def _trained(rule: RuleFile) -> str:

@@ -94,12 +94,13 @@ def test_a_watched_rule_makes_the_same_steps():
     assert np.all(np.abs(state.cosines[:, 7]) < 2.9)
 
 
-def test_pictures_of_optimizers(tmp_path):
-    def trace(seed):
-        draws = np.random.default_rng(seed)
-        dormant = {"actor": draws.uniform(size=6), "critic": draws.uniform(size=6)}
-        return OptimizerTrace(draws.uniform(-1, 1, (6, 2, 8)), dormant, np.array([np.nan, *draws.normal(size=5)]))
+def trace(seed, num=6):
+    draws = np.random.default_rng(seed)
+    dormant = {"actor": draws.uniform(size=num), "critic": draws.uniform(size=num)}
+    return OptimizerTrace(draws.uniform(-1, 1, (num, 2, 8)), dormant, np.array([np.nan, *draws.normal(size=num - 1)]))
 
+
+def test_pictures_of_optimizers(tmp_path):
     # Steps of a rule that changes nothing have no direction.
     still = trace(2)._replace(cosines=np.full((6, 2, 8), np.nan), dormant={})
     optimizer_figures.plot_optimizers([("zero", still)], tmp_path / "zero.png")
@@ -110,6 +111,41 @@ def test_pictures_of_optimizers(tmp_path):
     assert not (tmp_path / "none.png").exists()
     with pytest.raises(ValueError, match="must be at least 1; got 0 and 4"):
         optimizer_figures.optimizer_trace(lambda optimizer: None, adam, 0)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 30])
+def test_steps_without_a_direction_say_so_on_whole_iterations(tmp_path, drawn, num):
+    still, moving = trace(0, num)._replace(cosines=np.full((num, 2, 8), np.nan)), trace(1, num)
+    optimizer_figures.plot_optimizers([("open", still), ("Adam", moving)], tmp_path / "open.png")
+    panels = drawn[0].axes
+    said = [" ".join(text.get_text() for text in panel.texts) for panel in panels]
+    assert all("length 0" in words and "no direction" in words for words in said[:2])
+    assert said[2:] == [""] * 4
+    assert panels[0].get_xlim() == panels[2].get_xlim()
+    for panel in panels[:5]:
+        low, high = panel.get_xlim()
+        ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
+        assert ticks
+        np.testing.assert_array_equal(ticks, np.round(ticks))
+    lines = panels[2].get_lines()[: len(optimizer_figures.DIRECTIONS)]
+    assert all((line.get_marker() == "o") == (num <= 12) for line in lines)
+
+
+def test_legends_name_the_lines_of_their_panel(tmp_path, drawn):
+    traces = [("open", trace(0)), ("Adam", trace(1))]
+    optimizer_figures.plot_optimizers(traces, tmp_path / "open.png")
+    names = lambda legend: [text.get_text() for text in legend.get_texts()]
+    directions, optimizers = drawn[0].legends
+    assert names(directions) == list(optimizer_figures.DIRECTIONS)
+    assert names(optimizers) == ["open", "Adam"]
+    dormancy, returns = drawn[0].axes[-2:]
+    assert len(returns.get_lines()) == 2
+    assert names(dormancy.get_legend()) == ["actor", "critic"]
+    # Colors are optimizers, dashes torsos.
+    assert {handle.get_color() for handle in dormancy.get_legend().get_lines()} == {"gray"}
+    without = [(title, one._replace(dormant={})) for title, one in traces]
+    optimizer_figures.plot_optimizers(without, tmp_path / "open.png")
+    assert drawn[1].axes[-2].get_legend() is None
 
 
 @pytest.mark.slow

@@ -14,6 +14,15 @@ from jaxrl.objectives import drift_objective, rules
 from jaxrl.objectives.rules import Rule, Targets
 from jaxrl.runs import Run, segment_dataset
 
+STRATEGY = (
+    "held_out/fitness",
+    "held_out/std",
+    "fitness/mean",
+    "fitness/tie_rate",
+    "strategy/snr",
+    "strategy/half_cosine",
+)
+PROGRAMS = ("held_out/fitness", "fitness/mean", "fitness/best", "search/share_known")
 GROWING = drift_objective("growing", lambda key: (), lambda p, x, a, passed: passed * jnp.square(x))
 
 
@@ -104,6 +113,65 @@ def test_pictures_of_rules(tmp_path):
     rule_figures.plot_schedules([("TA-LPG", [schedule, schedule._replace(life=5)])], tmp_path / "schedules.png")
     for name in ("targets", "schedules"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_horizons_have_one_legend_and_lives_of_one_iteration_are_seen(tmp_path, drawn):
+    one, few, many = (Schedule(n, np.linspace(1.6, 0.2, n), np.ones(n)) for n in (1, 3, 20))
+    rows = [("LPG", [one, few, many]), ("TA-LPG", [few, many])]
+    rule_figures.plot_schedules(rows, tmp_path / "schedules.png")
+    (figure,) = drawn
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["N = 1", "N = 3", "N = 20"]
+    assert all(panel.get_legend() is None for panel in figure.axes)
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(panel.get_window_extent()) for panel in figure.axes)
+    for panel in figure.axes:
+        markers = [line.get_marker() for line in panel.get_lines()]
+        assert markers == ["o", "o", "None"][-len(markers) :]
+    # A length has one color in both rows.
+    first, second = ([line.get_color() for line in figure.axes[row].get_lines()] for row in (0, 2))
+    assert first[1:] == second
+
+
+def search(path, looks, names):
+    """A run of a search whose metrics go up."""
+    run = Run.create(path, {"meta": {"held_out_every": 1}})
+    run.write_segment(0, segment_dataset({name: np.linspace(0.1, 0.9, looks) for name in names}, 0, 10))
+    return run
+
+
+def lines_of(figure):
+    """Those with data; the others are levels."""
+    lines = [line for panel in figure.axes for line in panel.get_lines()]
+    return [line for line in lines if list(np.ravel(line.get_xdata())) != [0, 1]]
+
+
+@pytest.mark.parametrize("names", [STRATEGY, PROGRAMS])
+def test_few_looks_have_markers_and_whole_generations(tmp_path, drawn, names):
+    for looks in (1, 2, 3, 12, 13):
+        rule_figures.plot_generations([search(tmp_path / str(looks), looks, names)], tmp_path / "generations.png")
+        lines = lines_of(drawn[-1])
+        assert len(lines) == len(names) - (names is STRATEGY)
+        markers = {(line.get_linestyle(), line.get_marker()) for line in lines}
+        assert len(markers) == len({line.get_linestyle() for line in lines})
+        assert all((marker in ("o", "s")) == (looks <= 12) for _, marker in markers)
+        for panel in drawn[-1].axes:
+            low, high = panel.get_xlim()
+            ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
+            assert ticks
+            np.testing.assert_array_equal(ticks, np.round(ticks))
+
+
+def test_the_deviation_of_one_look_is_seen(tmp_path, drawn):
+    rule_figures.plot_generations([search(tmp_path / "run", 1, STRATEGY)], tmp_path / "generations.png")
+    (bar,) = drawn[0].axes[0].collections
+    np.testing.assert_allclose(bar.get_segments(), [[[1.0, 0.0], [1.0, 0.2]]], atol=1e-12)
+
+
+def test_searches_in_folders_of_one_name_are_told_apart(tmp_path, drawn):
+    runs = [search(tmp_path / parent / "lpo", 2, STRATEGY) for parent in ("a", "b")]
+    rule_figures.plot_generations(runs, tmp_path / "generations.png")
+    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == ["a/lpo", "b/lpo"]
 
 
 def test_generations_of_several_searches(tmp_path):

@@ -623,6 +623,13 @@ def test_all_rows_have_the_settings_of_the_training(trained):
     assert learned.trained == "ta_lpo, probe/Credit, 7 iterations"
 
 
+def test_rows_of_rules_can_be_told_apart():
+    labels = lambda *paths: rule_arms._labels([Path(path) for path in paths])
+    assert labels("runs/a/rule.npz") == ["a/rule"]
+    assert labels("mine.npz", "yours.npz") == ["mine", "yours"]
+    assert labels("a/lpo/rule.npz", "b/lpo/rule.npz") == ["a/lpo/rule", "b/lpo/rule"]
+
+
 def test_rules_over_sequences_have_baselines_too(tmp_path):
     spec = RuleSpec("lpg", {"hidden": 2, "num_bins": 3, "core": "gru"})
     path = save_rule(tmp_path / "mine.npz", spec, spec.build().init(jax.random.key(0)))
