@@ -51,8 +51,8 @@ def check_folder(path: Path) -> None:
       ValueError: there is a file of this name, or of that of a folder above it.
     """
     for part in (path, *path.parents):
-        if part.exists() and not part.is_dir():
-            raise ValueError(f"{path} cannot be a folder, since {part} is a file: name another one.")
+        if (part.exists() or part.is_symlink()) and not part.is_dir():
+            raise ValueError(f"{path} cannot be made, since {part} is a file or leads nowhere: name another one.")
 
 
 def check_new(path: Path) -> None:

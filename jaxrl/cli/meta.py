@@ -89,7 +89,7 @@ def _print_plan(console: Console, record: dict[str, Any], search: Search) -> Non
     steps = record["iterations"] * search.algorithm.env_steps
     weights = jax.tree.leaves(getattr(search.hparams.inner, search.leaf))
     size = f"{len(weights[0]):,} nodes" if per_step else f"{sum(leaf.size for leaf in weights):,} weights"
-    lives = f"{high:,}" if low == high else f"{low:,} to {high:,}"
+    lives = counted(high, "iteration") if low == high else f"{low:,} to {counted(high, 'iteration')}"
     where = "levels of " if about["tasks"] else ""
     who = f"{per_step or about['population']:,} {'programs' if per_step else 'candidates'}"
     lines = (
@@ -97,7 +97,7 @@ def _print_plan(console: Console, record: dict[str, Any], search: Search) -> Non
         f"{counted(generations, 'generation')} of {who} x {counted(about['num_seeds'], 'learner')} = "
         f"{generations * learners:,}, and {held_out:,} held-out ones in {counted(record['iterations'], 'look')}",
         *([f"population {about['population']:,}, tournaments of {about['tournament']:,}"] if per_step else []),
-        f"a learner is {record['algorithm']} for {lives} iterations of {member.env_steps:,} steps; {short(steps)} "
+        f"a learner is {record['algorithm']} for {lives} of {member.env_steps:,} steps; {short(steps)} "
         f"steps in all{' besides those of evaluation' if about['fitness'] == 'evaluation' else ''}",
         f"devices: {record['layout'][0]}; learners at a time on each: {record['layout'][1] or 'all'}",
     )
@@ -114,13 +114,11 @@ def _run(console: Console, run: Run, search: Search, limit: float | None, resume
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
-    best = _caught_up(run, search, template, _best(run)) if resume else -math.inf
-    moved = False
+    best = _caught_up(run, search, template) if resume else -math.inf
 
     def tell(progress: Progress) -> None:
-        nonlocal best, moved
-        last = _last(run)
-        moved |= last.get("fitness/tie_rate", 0.0) < 1.0
+        nonlocal best
+        last = _look(run, search, progress.iteration)
         held_out, improved = last["held_out/fitness"], last["held_out/fitness"] > best
         say(
             f"generation {progress.iteration * search.generations:,}: held out {held_out:.4g}"
@@ -150,7 +148,7 @@ def _run(console: Console, run: Run, search: Search, limit: float | None, resume
         on_message=lambda line: console.print(line, style="yellow", markup=False, soft_wrap=True),
     )
     if result.iteration:
-        last = _last(run)
+        last = _look(run, search, result.iteration)
         _save(run, search, result.state, result.iteration, last, run.path / "rule-last.npz")
         if isinstance(result.state, regularized_evolution.State):
             for line in _save_population(run, search, result.state, result.iteration):
@@ -158,7 +156,7 @@ def _run(console: Console, run: Run, search: Search, limit: float | None, resume
         _draw(console, run)
     if math.isfinite(best):
         say(f"best held out {best:.4g}: {run.path / 'rule.npz'}")
-        if result.iteration and not moved:
+        if _stood_still(run):
             say(
                 "all candidates did alike at every look, so nothing moved the search: give longer lives (--life), a "
                 "larger --sigma, or a task on which learners differ."
@@ -182,24 +180,30 @@ def _of_population(last: dict[str, float]) -> str:
     return f"population {last['fitness/mean']:.4g}, ties {last['fitness/tie_rate']:.2f}, SNR {last['strategy/snr']:.2f}"
 
 
-def _last(run: Run, env_steps: float = math.inf) -> dict[str, float]:
-    """Metrics of the newest look, or of the newest one up to so many steps."""
+def _look(run: Run, search: Search, iteration: int) -> dict[str, float]:
+    """Metrics of the look after so many iterations; empty if there are none."""
     rows = run.metrics()
-    number = int((rows["step"].values <= env_steps).sum()) - 1
-    return {str(name): float(rows[name].values[number].ravel()[0]) for name in rows}
+    if "step" not in rows:
+        return {}
+    at = rows["step"].values == iteration * search.algorithm.env_steps
+    return {str(name): float(rows[name].values[at].ravel()[-1]) for name in rows} if at.any() else {}
 
 
-def _caught_up(run: Run, search: Search, template: Any, best: float) -> float:
+def _stood_still(run: Run) -> bool:
+    """Whether all candidates of a strategy did alike at every look."""
+    rows = run.metrics()
+    return "fitness/tie_rate" in rows and bool((rows["fitness/tie_rate"].values == 1.0).all())
+
+
+def _caught_up(run: Run, search: Search, template: Any) -> float:
     """Writes the rule of the newest look if a kill came between its checkpoint and its file; the best figure now."""
-    saved = checkpoint.load_latest(run.checkpoints, template)
-    if saved is None:
-        return best
-    state, iteration, _ = saved
-    last = _last(run, float(iteration * search.algorithm.env_steps))
-    if not last["held_out/fitness"] > best:
-        return best
-    _save(run, search, state, iteration, last, run.path / "rule.npz")
-    return last["held_out/fitness"]
+    with run.lock():
+        best, saved = _best(run), checkpoint.load_latest(run.checkpoints, template)
+        last = _look(run, search, saved[1]) if saved else {}
+        if not saved or not last.get("held_out/fitness", -math.inf) > best:
+            return best
+        _save(run, search, saved[0], saved[1], last, run.path / "rule.npz")
+        return last["held_out/fitness"]
 
 
 def _best(run: Run) -> float:

@@ -55,8 +55,8 @@ def meta_train_parser() -> argparse.ArgumentParser:
         "--held-out-every",
         type=count,
         metavar="N",
-        help="generations between looks, of which --generations is a multiple (default: the greatest such number up "
-        "to 10; program always 1)",
+        help="generations between looks, of which --generations is a multiple (default 10, or all if there are fewer; "
+        "program always 1)",
     )
     parser.add_argument(
         "--held-out", type=count, metavar="N", help="learners of each look (default 16; with --tasks 64; program 4)"

@@ -112,14 +112,13 @@ def _looks(options: argparse.Namespace, outer: Outer) -> int:
     if outer.loop == "programs":
         # The next generation may have forgotten the best.
         return 1
-    if options.held_out_every is None:
-        return max(number for number in range(1, 11) if options.generations % number == 0)
-    if options.generations % options.held_out_every:
+    looks = options.held_out_every or min(10, options.generations)
+    if options.generations % looks:
         raise ValueError(
-            "--generations must be a multiple of --held-out-every, so that the last one is looked at; got "
-            f"--generations {options.generations}, --held-out-every {options.held_out_every}."
+            "--generations must be a multiple of --held-out-every (10 unless you say otherwise), so that the last one "
+            f"is looked at; got --generations {options.generations}, --held-out-every {looks}."
         )
-    return options.held_out_every
+    return looks
 
 
 def _loop(family: str) -> str | None:

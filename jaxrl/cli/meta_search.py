@@ -234,7 +234,7 @@ def inner_of(member: Algorithm, hparams: Any, leaf: str) -> dict[str, Any]:
 
 
 def env_params_of(member: Algorithm, hparams: Any) -> dict[str, str]:
-    """Parameters of the environment that are not the default, `env.name` by their texts."""
+    """Single numbers among the environment's parameters that are not the default, `env.name` by their texts."""
     return {name: text for name, text in _changed(member, hparams) if name.partition(".")[0] == "env"}
 
 

@@ -99,8 +99,11 @@ def check_assignments(own: dict[str, dict[str, str]], common: dict[str, str], fa
     """Refuses settings that would have no effect.
 
     Raises:
-      ValueError: a horizon, which each row's life sets, or a learning rate for learned optimizers.
+      ValueError: a horizon, which each row's life sets, a learning rate for learned optimizers, or anything of the
+        random row.
     """
+    if own.get(RANDOM):
+        raise ValueError(f"{RANDOM}.{next(iter(own[RANDOM]))} has no effect: the random row learns nothing.")
     for row, given in (("", common), *((f"{name}.", texts) for name, texts in own.items())):
         if "horizon" in given:
             raise ValueError(f"{row}horizon is as long as each row's life: set --life instead.")
@@ -222,4 +225,5 @@ def _trained(rule: RuleFile) -> str:
         return f"{kind}, {about['source']}" if "source" in about else kind
     low, high = about["horizon"]["iterations"]
     lives = f"{high}" if low == high else f"{low} to {high}"
-    return f"{kind}, {'levels of ' if about.get('tasks') else ''}{about.get('env')}, {lives} iterations"
+    where = " ".join((str(about.get("env")), *(f"{name}={text}" for name, text in about.get("env_params", {}).items())))
+    return f"{kind}, {'levels of ' if about.get('tasks') else ''}{where}, {lives} iterations"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxrl import checkpoint, cli
+from jaxrl import checkpoint, cli, runs
 from jaxrl.cli import arguments, build, meta, meta_parsers, meta_search, rule_arms, rule_table, rules
 from jaxrl.cli.meta_record import record_of
 from jaxrl.envs import make_env
@@ -149,21 +149,39 @@ def test_a_kill_between_a_look_and_its_file_costs_no_rule(searched, tmp_path):
     """Resuming a folder that lacks the rule of its newest look, or has an older and worse one, makes it."""
     folder = shutil.copytree(searched[0], tmp_path / "killed")
     run = Run.open(folder)
-    last = run.metrics()["held_out/fitness"].values.ravel()[-1]
-    for name in ("rule.npz", "rule-last.npz"):
-        (folder / name).unlink()
     search = meta_search.search_of(run.record, None)
     template = jax.eval_shape(search.algorithm.init, jax.random.key(0), search.hparams)
-    assert meta._caught_up(run, search, template, -np.inf) == last
-    found = read_rule(folder / "rule.npz").spec.provenance
-    assert (found["held_out"], found["generations"]) == (last, 2)
-    before = (folder / "rule.npz").read_bytes()
-    assert meta._caught_up(run, search, template, last) == last
-    assert (folder / "rule.npz").read_bytes() == before
+    caught_up = lambda: meta._caught_up(run, search, template)
+    looks = run.metrics()["held_out/fitness"].values.ravel()
+    (folder / "rule.npz").unlink()
+    assert caught_up() == looks[1]
+    found = read_rule(folder / "rule.npz")
+    assert (found.spec.provenance["held_out"], found.spec.provenance["generations"]) == (looks[1], 2)
+    for held_out, replaced in ((looks[1] - 1.0, True), (looks[1] + 1.0, False)):
+        spec = dataclasses.replace(found.spec, provenance={"held_out": held_out, "generations": 1})
+        save_rule(folder / "rule.npz", spec, found.params, replace=True)
+        assert caught_up() == max(held_out, looks[1])
+        assert (read_rule(folder / "rule.npz").spec.provenance["generations"] == 2) == replaced
+    # Without the metrics of the newest look nothing is known of it, and nothing is lost.
+    shutil.rmtree(folder / "metrics")
+    assert caught_up() == looks[1] + 1.0
+    with run.lock(), pytest.raises(checkpoint.StorageError, match="Another process"):
+        caught_up()
+
+
+def test_a_search_that_nothing_moves_is_told_from_one_that_moves(searched, tmp_path):
+    run = Run.open(searched[0])
+    assert not meta._stood_still(run)
+    assert "did alike" not in searched[1] + searched[3]
+    still = Run.create(tmp_path / "still", {})
+    assert not meta._stood_still(still)
+    for first, ties in enumerate((1.0, 1.0, 0.5)):
+        still.write_segment(first, runs.segment_dataset({"fitness/tie_rate": np.array([ties])}, first, 4))
+        assert meta._stood_still(still) == (ties == 1.0)
 
 
 @pytest.mark.parametrize(
-    ("given", "want"), [([], (10, 20)), (["--generations", "1"], (1, 1)), (["--generations", "25"], (5, 5))]
+    ("given", "want"), [([], (10, 20)), (["--generations", "1"], (1, 1)), (["--generations", "7"], (7, 1))]
 )
 def test_the_last_generation_is_looked_at(given, want):
     record, _ = planned("meta-train", "lpo", "--env", "probe/Credit", "--plan", *given)
@@ -281,6 +299,7 @@ def test_lengths_of_life_are_drawn_between_both_ends():
         (["disco", "--env", "probe/Credit"], "invalid choice: 'disco'"),
         (["open", "--env", "probe/Credit", "learning_rate=1"], "learning_rate has no effect with a learned optimizer"),
         (["lpo", "--env", "probe/Credit", "--generations", "5", "--held-out-every", "2"], "must be a multiple of"),
+        (["lpo", "--env", "probe/Credit", "--generations", "25"], "got --generations 25, --held-out-every 10."),
     ],
 )
 def test_wrong_searches_leave_nothing(tmp_path, argv, message):
@@ -292,10 +311,12 @@ def test_a_file_is_no_folder(rule, tmp_path):
     file = tmp_path / "afile"
     file.write_text("mine")
     for command in (["meta-train", "lpo", "--env", "probe/Credit"], ["train", "ppo", "probe/Credit"]):
-        assert f"{file} is a file: name another one" in error_of(*command, "--out", file)
+        assert f"{file} is a file or leads nowhere" in error_of(*command, "--out", file)
     test = ["meta-test", rule, "--envs", "probe/Credit", "--life", "1", "--out"]
-    assert f"{file} is a file: name another one" in error_of(*test, file / "below")
+    assert f"{file} is a file or leads nowhere" in error_of(*test, file / "below")
     assert file.read_text() == "mine"
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert "is a file or leads nowhere" in error_of("train", "ppo", "probe/Credit", "--out", tmp_path / "link")
 
 
 def test_a_plan_for_a_folder_that_holds_a_run_is_refused(searched):
@@ -704,6 +725,7 @@ def test_tables_are_written(tmp_path):
         (["--envs", "probe/Credit,probe/Credit"], "an environment is given twice, probe/Credit"),
         (["--envs", "probe/Credit", "horizon=3"], "horizon is as long as each row's life: set --life"),
         (["--envs", "probe/Credit", "ppo.horizon=3"], "ppo.horizon is as long as"),
+        (["--envs", "probe/Credit", "random.gamma=1"], "random.gamma has no effect"),
         ([], "the following arguments are required: --envs"),
     ],
 )

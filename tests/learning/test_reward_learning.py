@@ -49,12 +49,15 @@ def test_implicit_gradients_undo_a_misleading_reward(solver, learns):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rate, learns", [(0.02, True), (0.0, False)])
-def test_preferences_teach_a_reward_that_leads_to_the_goal(rate, learns):
+@pytest.mark.parametrize(
+    "solver, rate, learns",
+    [("neumann", 0.02, True), ("none", 0.1, True), ("conjugate", 0.1, False), ("none", 0.0, False)],
+)
+def test_preferences_teach_a_reward_that_leads_to_the_goal(solver, rate, learns):
     """The policy sees a reward that only comparisons of its own episodes have made; without them it stays random."""
     env, level = task()
-    config = Config(num_envs=64, num_steps=STEPS, num_updates=4, tabular=True)
+    config = Config(num_envs=64, num_steps=STEPS, num_updates=4, solver=solver, tabular=True)
     agent = reward_learning(env, rewards.learned(env, tabular=True), rewards.preferences(0.1), config)
     _, returns = train(agent, env=level, meta_learning_rate=rate)
-    print(rate, returns)
+    print(solver, rate, returns)
     assert (np.min(returns) > 0.9) if learns else (np.max(returns) < 0.1)
