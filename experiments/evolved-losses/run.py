@@ -1,6 +1,6 @@
 """Does evolution over expression graphs find a loss of Q-learning, and is DQNReg better than DQN's loss?
 
-    .venv/bin/python experiments/evolved-losses/run.py --compare   DQN, DQNReg, DQNClipped on CartPole and Acrobot
+    .venv/bin/python experiments/evolved-losses/run.py --compare   written losses and a found one, CartPole and Acrobot
     .venv/bin/python experiments/evolved-losses/run.py --evolve    a search on CartPole; --start td begins at DQN's loss
 
 --tiny for each to see that it works. Claims tried, at a small size: Co-Reyes et al. 2021 (arXiv:2101.03958), that a
@@ -32,7 +32,14 @@ TASKS = ("gymnax/CartPole-v1", "gymnax/Acrobot-v1")
 CONFIG = dqn.Config(num_envs=4, num_rounds=64, batch_size=64, network=QNetworkConfig(hidden=(64, 64)))
 HPARAMS = {"learning_rate": 1e-3, "target_period": 100.0, "epsilon_end": 0.05}
 NUM_NODES, NUM_SEEDS = 10, 3
-HEADS = {"DQN": values.scalar(), "DQNReg": values.dqn_reg(), "DQNClipped": values.dqn_clipped()}
+# What `--evolve --start td` found: DQN's loss, times e^Q(s, a).
+FOUND = ("multiply", expressions.TD, ("exp", ("select", "q", "action")))
+HEADS = {
+    "DQN": values.scalar(),
+    "DQNReg": values.dqn_reg(),
+    "DQNClipped": values.dqn_clipped(),
+    "found": values.graph(FOUND, NUM_NODES),
+}
 STARTS = {"nothing": None, "td": expressions.TD}
 
 

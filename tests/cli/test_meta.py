@@ -389,7 +389,7 @@ def test_the_best_programs_of_a_population_get_files_once_each(tmp_path):
 def test_what_a_search_of_programs_leaves(found_programs):
     folder, out = found_programs
     assert "program (6 nodes, from td) on probe/Credit, seed 0" in out
-    assert "4 generations of 3 programs x 1 learners = 12, and 8 held-out ones in 4 looks" in out
+    assert "4 generations of 3 programs x 1 learner = 12, and 8 held-out ones in 4 looks" in out
     assert "population 6, tournaments of 6" in out
     assert [f"generation {n}: held out" in out for n in range(1, 6)] == [True] * 4 + [False]
     rows = Run.open(folder).metrics()
