@@ -373,3 +373,19 @@ def test_leaves_that_cannot_evolve_are_refused():
     zero = toy.noisy_descent()._replace(hyperparams=lambda: toy.noisy_descent().hyperparams(learning_rate=0.0))
     with pytest.raises(ValueError, match="learning_rate must be positive to evolve as its logarithm"):
         evolve(zero, strategies.open_es(2), RATE, log=(RATE,), num_steps=1, fitness=last_loss)
+
+
+@pytest.mark.slow
+def test_a_drift_evolves_on_brax():
+    """Continuous actions and a time limit, as in the paper of LPO; from PPO, so that there is something to move."""
+    config = ppo.Config(num_envs=2, num_steps=32, num_epochs=2, num_minibatches=1, network=NetworkConfig(hidden=(8,)))
+    agent = ppo.ppo(jaxrl.make_env("brax/inverted_pendulum"), objective=lpo(hidden=4, start="ppo"), config=config)
+    search = strategies.open_es(4)
+    learner = evolve(agent, search, "objective", num_steps=4, num_held_out=2, fitness="training")
+    hparams = learner.hyperparams(learning_rate=1e-2, strategy=search.hyperparams(sigma=1.0))
+    with jax.numpy_rank_promotion("allow"):  # brax relies on it
+        start = jax.jit(learner.init)(jax.random.key(0), hparams).values
+        state, metrics = jax.jit(jaxrl.train(learner, 2))(jax.random.key(0), hparams)
+    assert np.isfinite(metrics["held_out/fitness"]).all()
+    assert (metrics["fitness/tie_rate"] < 1.0).all()
+    assert any(np.any(leaf != start[name]) for name, leaf in state.values.items())
