@@ -32,6 +32,7 @@ def main(
     tiny: int,
     form: str,
     runs_on: Callable[[Any, str], bool] = lambda arm, task: True,
+    labels: tuple[str, str] = ("environment steps", "return while training"),
 ) -> None:
     """Runs what has not been run of a part, prints its table and draws its figure.
 
@@ -45,6 +46,7 @@ def main(
       tiny: environment steps with `--tiny`, which keeps nothing.
       form: of the numbers in the table.
       runs_on: `(arm, task) -> whether it is run there`.
+      labels: of what the spans are parts of, and of what is drawn over them.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=parts, default=next(iter(parts)))
@@ -55,11 +57,12 @@ def main(
     options = parser.parse_args()
     if options.tiny:
         with tempfile.TemporaryDirectory() as out:
-            _run(options.part, parts[options.part], {options.tasks[0]: tiny}, curves, 2, Path(out), form, runs_on)
+            few = {options.tasks[0]: tiny}
+            _run(options.part, parts[options.part], few, curves, 2, Path(out), form, runs_on, labels)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = {task: tasks[task] for task in options.tasks}
-    _run(options.part, parts[options.part], chosen, curves, options.seeds, options.out, form, runs_on)
+    _run(options.part, parts[options.part], chosen, curves, options.seeds, options.out, form, runs_on, labels)
 
 
 def _run(
@@ -71,6 +74,7 @@ def _run(
     out: Path,
     form: str,
     runs_on: Callable[[Any, str], bool],
+    labels: tuple[str, str],
 ) -> None:
     path = out / f"{part}.json"
     rows = json.loads(path.read_text()) if path.exists() else []
@@ -90,10 +94,10 @@ def _run(
             rows.append({"task": task, "arm": name, "num_steps": num_steps, "curve": curve, "seconds": seconds})
             path.write_text(json.dumps(rows) + "\n")
             print(f"{task} {name}: {seconds} s", flush=True)
-    report(list(arms), rows, path.with_suffix(".png"), form)
+    report(list(arms), rows, path.with_suffix(".png"), form, labels)
 
 
-def report(arms: list[str], rows: list[dict[str, Any]], path: Path, form: str) -> None:
+def report(arms: list[str], rows: list[dict[str, Any]], path: Path, form: str, labels: tuple[str, str]) -> None:
     """Prints the table of all rows and draws the figure.
 
     Args:
@@ -101,10 +105,11 @@ def report(arms: list[str], rows: list[dict[str, Any]], path: Path, form: str) -
       rows: one an arm and task.
       path: of the figure.
       form: of the numbers in the table.
+      labels: of the axes.
     """
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.6), squeeze=False, layout="constrained")
-    print(tables.head("task", "arm", "while training, IQM [95%]", "last fifth, IQM [95%]", "seconds"))
+    print(tables.head("task", "arm", f"{labels[1]}, IQM [95%]", "last fifth, IQM [95%]", "seconds"))
     for panel, task in zip(panels[0], tasks, strict=True):
         for row in sorted((row for row in rows if row["task"] == task), key=lambda row: arms.index(row["arm"])):
             curve = np.asarray(row["curve"])
@@ -113,10 +118,10 @@ def report(arms: list[str], rows: list[dict[str, Any]], path: Path, form: str) -
             cells = (tables.interval(x, form, statistics.iqm) for x in averages)
             print(tables.row(task.partition("/")[2], row["arm"], *cells, row["seconds"]))
             draw_spans(panel, curve, row["num_steps"], statistics.iqm, arms.index(row["arm"]), row["arm"])
-        panel.set(title=task.partition("/")[2], xlabel="environment steps")
+        panel.set(title=task.partition("/")[2], xlabel=labels[0])
         panel.locator_params(axis="x", nbins=4)
         style.tidy(panel)
-    panels[0, 0].set_ylabel("return while training, IQM")
+    panels[0, 0].set_ylabel(f"{labels[1]}, IQM")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(path, dpi=90)

@@ -194,9 +194,7 @@ def uniform(capacity: int, num_envs: int, batch_size: int, num_steps: int = 1) -
     def sample(
         params: PyTree, state: BufferState, bits: UInt32[Array, " N"], progress: Float[Array, ""] | float
     ) -> Sample:
-        draw = _below(bits, (state.filled - num_steps + 1) * num_envs)
-        row = (state.pointer - state.filled + draw // num_envs) % num_rows
-        return Sample(row * num_envs + draw % num_envs, jnp.ones(bits.shape, jnp.float32))
+        return _sample_uniform(state, bits, num_steps)
 
     def update(params: PyTree, priorities: PyTree, index: Array, priority: Array) -> PyTree:
         return priorities
@@ -291,6 +289,32 @@ def prioritized(
     return Buffer(hyperparams, init, add, _noise(batch_size), sample, update)
 
 
+@memoize
+def fixed(batch_size: int, num_steps: int = 1) -> Buffer:
+    """Uniform draws from a dataset, to which nothing is added.
+
+    Its params are the dataset itself, from `jaxrl.datasets.dataset`; its state is (). So a dataset is a leaf of an
+    agent's hyperparameters, and one program takes any of the same shapes.
+
+    Args:
+      batch_size: N.
+      num_steps: n.
+
+    Raises:
+      ValueError: a count is not positive.
+    """
+    validation.count("fixed", "batch_size", batch_size)
+    validation.count("fixed", "num_steps", num_steps)
+
+    def sample(params: BufferState, state: PyTree, bits: Array, progress: Float[Array, ""] | float) -> Sample:
+        return _sample_uniform(params, bits, num_steps)
+
+    def same(params: PyTree, state: PyTree, *unused: Any) -> PyTree:
+        return state
+
+    return Buffer(tuple, lambda item: (), same, _noise(batch_size), sample, same)
+
+
 def windows(items: PyTree, index: Int[Array, " N"], num_steps: int) -> PyTree:
     """The n rows that begin at each entry.
 
@@ -367,6 +391,14 @@ def _validate(owner: str, capacity: int, num_envs: int, batch_size: int, num_ste
 def _empty(item: PyTree, num_rows: int, num_envs: int, priorities: PyTree) -> BufferState:
     zeros = jax.tree.map(lambda x: jnp.zeros((num_rows, num_envs, *x.shape), x.dtype), item)
     return BufferState(zeros, jnp.int32(0), jnp.int32(0), priorities)
+
+
+def _sample_uniform(state: BufferState, bits: UInt32[Array, " N"], num_steps: int) -> Sample:
+    """Entries of whole windows, all as likely."""
+    num_rows, num_envs = jax.tree.leaves(state.items)[0].shape[:2]
+    draw = _below(bits, (state.filled - num_steps + 1) * num_envs)
+    row = (state.pointer - state.filled + draw // num_envs) % num_rows
+    return Sample(row * num_envs + draw % num_envs, jnp.ones(bits.shape, jnp.float32))
 
 
 def _noise(batch_size: int) -> Callable[..., UInt32[Array, "*axes N"]]:

@@ -50,7 +50,7 @@ class State:
       key: the random key that every later draw comes from.
       learner: parameters and all that their updates change.
       actor: environments in progress.
-      buffer: replay.
+      buffer: replay, a `BufferState`; () offline.
       observation_statistics: running, () if observations are not normalized.
       reward_scale: by what drawn rewards are divided, () if they are not.
       acting: hyperparameters that `act` reads.
@@ -60,7 +60,7 @@ class State:
     key: Key
     learner: Learner
     actor: rollout.ActorState
-    buffer: BufferState
+    buffer: PyTree
     observation_statistics: statistics.RunningStatistics | tuple[()]
     reward_scale: reward_scaling.ReturnScale | tuple[()]
     acting: PyTree
@@ -82,13 +82,13 @@ class World(NamedTuple):
 
     Attributes:
       actor: environments in progress.
-      buffer: replay.
+      buffer: replay, a `BufferState`; offline the dataset during a step, otherwise ().
       seen: statistics of the observations, or () if they are not normalized.
       reward_scale: of the returns, or () if rewards are not divided by anything.
     """
 
     actor: rollout.ActorState
-    buffer: BufferState
+    buffer: PyTree
     seen: statistics.RunningStatistics | tuple[()]
     reward_scale: reward_scaling.ReturnScale | tuple[()]
 
@@ -134,7 +134,8 @@ class Frame(NamedTuple):
       env: the environment.
       config: with the fields that `check_config` names; with `prioritized`, if it has that, replay is by priority, with
         `normalize_rewards` the rewards drawn are divided by what bounds their returns, with a `length` above 1 each
-        transition drawn has that many actions in a row, with `returns` of retrace whole windows are drawn.
+        transition drawn has that many actions in a row, with `returns` of retrace whole windows are drawn, with
+        `offline` nothing is collected and draws are from a dataset.
       plan: how rounds and updates follow each other.
       buffer: draws batches.
       reset: where new episodes start.
@@ -162,8 +163,15 @@ class Frame(NamedTuple):
         return getattr(self.config, "returns", "n_step") == "retrace"
 
     @property
+    def offline(self) -> bool:
+        """Whether draws are from a dataset and nothing is collected."""
+        return getattr(self.config, "offline", False)
+
+    @property
     def env_steps(self) -> int:
-        """Transitions of one step of the algorithm."""
+        """Transitions of one step of the algorithm; offline its updates of the critics."""
+        if self.offline:
+            return self.config.num_rounds * self.config.num_updates
         return self.config.num_envs * self.config.num_steps * self.config.num_rounds
 
     @property
@@ -186,12 +194,22 @@ class Frame(NamedTuple):
           key: a random key.
           env_params: parameters of the environment.
           memory: initial memory of what acts, leaves [B, ...].
-          replay: coefficients of the buffer, `buffer.hyperparams()`.
+          replay: coefficients of the buffer, `buffer.hyperparams()`; offline the dataset.
           gamma: discount of the returns that rewards are scaled by.
           extras: what is stored of each random action besides.
+
+        Raises:
+          ValueError: offline without a dataset, or with one of another environment.
         """
         key_actor, key_warmup = jax.random.split(key)
         actor = rollout.start(key_actor, self.env, env_params, self.config.num_envs, memory, self.reset)
+        if self.offline:
+            check_dataset(self.env, replay, actor.obs)
+            seen = ()
+            if self.config.normalize_observations:
+                seen = statistics.init_statistics(jax.tree.map(lambda x: x[0], actor.obs))
+                seen = statistics.update_statistics(seen, replay.items.obs, 2)
+            return World(actor, (), seen, ())
         actor, batch = warm_up(key_warmup, self.env, env_params, actor, self.config.num_warmup_steps, self.reset)
         shape = batch.reward.shape
         extras = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x))), extras)
@@ -242,7 +260,7 @@ class Frame(NamedTuple):
             transition [N] after these; the batch then has its importance weights. The batch is an `NStep`, or an
             `Experience` [n, N] if whole windows are drawn.
           policy: `(learner, draw, obs [N]) -> (learner, metrics)`; its batch is that of the critic's update before it.
-          replay: coefficients of the buffer, `buffer.hyperparams()`.
+          replay: coefficients of the buffer, `buffer.hyperparams()`; offline the dataset.
           progress: of the training, from 0 to 1, which the importance weights follow.
           return_bound: of returns, where rewards are scaled.
 
@@ -262,6 +280,9 @@ class Frame(NamedTuple):
             return self.buffer.sample(replay, stored, bits, jnp.asarray(progress, jnp.float32))
 
         def collect(learning: _Learning, world: World, row: Any) -> tuple[_Learning, World, Metrics]:
+            if self.offline:
+                return learning, world, {}
+
             def act(draw: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
                 action, memory, *extras = behave(learning.learner, draw, world.normalized(obs), memory, start)
                 return action, to_env_action(self.env.action_space, action), memory, extras[0] if extras else ()
@@ -306,12 +327,14 @@ class Frame(NamedTuple):
             return learning._replace(learner=learner), metrics
 
         index = jnp.zeros(config.batch_size, jnp.int32) if self.prioritized else ()
+        if self.offline:
+            world = world._replace(buffer=replay)
         learning = _Learning(learner, world.buffer.priorities, index)
         world = world._replace(buffer=dataclasses.replace(world.buffer, priorities=()))
         (learning, world), metrics = alternate(
             self.plan, (learning, world), rows, collect, critic_update, policy_update
         )
-        stored = dataclasses.replace(world.buffer, priorities=learning.priorities)
+        stored = () if self.offline else dataclasses.replace(world.buffer, priorities=learning.priorities)
         return (learning.learner, world._replace(buffer=stored)), rollout.summarize(metrics)
 
 
@@ -330,9 +353,12 @@ def frame(owner: str, env: Env, config: Any) -> Frame:
     plan = order(owner, config.num_rounds, config.num_updates, config.policy_delay)
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(config.num_envs)
-    make_buffer = buffers.prioritized if getattr(config, "prioritized", False) else buffers.uniform
     num_rows = max(config.n_step, getattr(config, "length", 1))
-    buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, num_rows)
+    if getattr(config, "offline", False):
+        buffer = buffers.fixed(config.batch_size, num_rows)
+    else:
+        make_buffer = buffers.prioritized if getattr(config, "prioritized", False) else buffers.uniform
+        buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, num_rows)
     return Frame(env, config, plan, buffer, reset)
 
 
@@ -430,6 +456,34 @@ def warm_up(
     return actor, batch
 
 
+def check_dataset(env: Env, data: Any, obs: Observation) -> None:
+    """Checks that a dataset is one, and could be of an environment.
+
+    Args:
+      env: the environment.
+      data: from `jaxrl.datasets.dataset`.
+      obs: observations of the environment, leaves [B, ...].
+
+    Raises:
+      ValueError: it is no dataset, or its observations or actions have other shapes.
+    """
+    if not isinstance(data, BufferState):
+        raise ValueError(
+            "offline: needs a dataset; pass agent.hyperparams(replay=datasets.dataset(...)), see jaxrl.datasets."
+        )
+    discrete = isinstance(env.action_space, spaces.Discrete)
+    expected = {
+        "observations": [x.shape[1:] for x in jax.tree.leaves(obs)],
+        "actions": [() if discrete else (spaces.size(env.action_space),)],
+    }
+    found = {
+        "observations": [x.shape[2:] for x in jax.tree.leaves(data.items.obs)],
+        "actions": [data.items.action.shape[2:]],
+    }
+    if found != expected:
+        raise ValueError(f"offline: {env.name} has {expected}, without leading axes; the dataset has {found}.")
+
+
 def check_config(owner: str, config: Any) -> None:
     """Checks the counts and choices of a config of an agent with replay.
 
@@ -446,6 +500,12 @@ def check_config(owner: str, config: Any) -> None:
     validation.counts(owner, config, names.split())
     validation.count(owner, "length", length)
     validation.choices(owner, config)
+    for name in ("prioritized", "normalize_rewards"):
+        if getattr(config, "offline", False) and getattr(config, name, False):
+            raise ValueError(
+                f"{owner}: a dataset is drawn from uniformly and has the rewards that it has; got offline = True with "
+                f"{name} = True: set {name}=False."
+            )
     num_rows = config.capacity // config.num_envs
     added = (config.num_steps, config.num_warmup_steps)
     if config.capacity % config.num_envs or any(num_rows % num for num in added):

@@ -14,7 +14,7 @@ LAYERS = (
     ("types",),
     ("validation",),
     ("ops",),
-    ("networks", "envs", "wrappers", "buffers", "values", "ensembles", "archives", "strategies"),
+    ("networks", "envs", "wrappers", "buffers", "datasets", "values", "ensembles", "archives", "strategies"),
     (
         "objectives",
         "estimators",

@@ -68,6 +68,8 @@ class Config:
         from the policy that it was (MDPO).
       learn_temperature: whether α is learned, or stays as it is at the beginning.
       prioritized: whether replay is by priority.
+      offline: whether nothing is collected: draws are from a dataset, `hparams.replay` from `jaxrl.datasets.dataset`,
+        and num_steps, capacity, num_warmup_steps and reset count for nothing. Steps are then updates of the critics.
       annealed: whether the critics' loss is an expectile one, whose τ falls to ½ (arXiv:2506.05968).
       normalize_observations: whether networks see observations by their running statistics (SimBa, FastTD3); replay
         keeps them raw.
@@ -93,6 +95,7 @@ class Config:
     reference: Literal["uniform", "previous"] = "uniform"
     learn_temperature: bool = True
     prioritized: bool = False
+    offline: bool = False
     annealed: bool = False
     normalize_observations: bool = False
     normalize_rewards: bool = False
@@ -110,7 +113,7 @@ class Hyperparams:
     Attributes:
       env: parameters of the environment.
       network: coefficients of the networks (`jaxrl.networks.members.Coefficients`).
-      replay: coefficients of priorities (`jaxrl.buffers.Coefficients`), or ().
+      replay: coefficients of priorities (`jaxrl.buffers.Coefficients`), the dataset if offline, or ().
       policy_learning_rate: of the policy's optimizer, at the beginning.
       critic_learning_rate: of the critics'.
       temperature_learning_rate: of that of log α.

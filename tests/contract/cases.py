@@ -1029,6 +1029,7 @@ CASES = {
             "reference_period": "only with a reference",
             "return_bound": "only with normalize_rewards",
             "learn_temperature": "without it two leaves may not be set; see test_off_policy.py",
+            "offline": "needs a dataset, see test_datasets.py",
             "target": "without one tau has no effect and may not be set; see test_off_policy.py",
         },
     ),

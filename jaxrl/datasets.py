@@ -1,0 +1,67 @@
+"""Datasets: transitions that are there before training, for agents that collect none.
+
+A dataset is a buffer's content (`jaxrl.buffers.BufferState`) and a leaf of an agent's hyperparameters. It comes from
+arrays, or from the replay of an agent that has collected:
+
+    data = datasets.dataset(state.buffer)
+    agent = sac(env, config=Config(offline=True))
+    hparams = agent.hyperparams(replay=data)
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.buffers import BufferState, Experience
+
+
+def dataset(source: Experience | BufferState) -> BufferState:
+    """What an agent that collects nothing learns from.
+
+    Args:
+      source: transitions in the order of time, leaves [T, B, ...] for B streams of T steps each, or [T, ...] of a
+        single stream; or a buffer with uniform draws, such as `state.buffer` of another agent. Actions are as agents
+        store them: flat and between -1 and 1, or the number of a discrete one. `next_obs` is the true successor, and an
+        episode's last transition has `terminated` or `truncated` set.
+
+    Returns:
+      All rows that are there, oldest first, leaves [T, B, ...].
+
+    Raises:
+      ValueError: there are no rows, leaves do not begin with the same axes, flags are not boolean, a number is not
+        finite, or an action is beyond ±1.
+
+    Example:
+      >>> steps, never = np.arange(3.0), np.zeros(3, bool)
+      >>> rows = Experience(steps, steps[:, None] / 2 - 0.5, steps, never, never, steps + 1)
+      >>> data = dataset(rows)
+      >>> data.items.action.shape, int(data.filled)
+      ((3, 1, 1), 3)
+    """
+    if isinstance(source, BufferState):
+        num_rows, filled = source.items.reward.shape[0], int(source.filled)
+        order = (int(source.pointer) - filled + np.arange(filled)) % num_rows
+        rows = jax.tree.map(lambda x: np.asarray(x)[order], source.items)
+    else:
+        single = np.ndim(source.reward) == 1
+        rows = jax.tree.map(lambda x: np.asarray(x)[:, None] if single else np.asarray(x), source)
+    shape = rows.reward.shape
+    leading = sorted({x.shape[:2] for x in jax.tree.leaves(rows)})
+    if len(shape) != 2 or 0 in shape or leading != [shape]:
+        raise ValueError(
+            "dataset: every leaf must begin with the same axes, [T] or [T, B], of which none is 0; got leaves that "
+            f"begin with {leading} beside rewards of shape {shape}."
+        )
+    for path, leaf in jax.tree.leaves_with_path(rows):
+        name = jax.tree_util.keystr(path)
+        if name in (".terminated", ".truncated") and leaf.dtype != bool:
+            raise ValueError(f"dataset: terminated and truncated must be boolean; got {name[1:]} of {leaf.dtype}.")
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            raise ValueError(f"dataset: numbers must be finite; of {name[1:]} {np.sum(~np.isfinite(leaf))} are not.")
+    beyond = np.abs(rows.action).max()
+    if np.issubdtype(rows.action.dtype, np.floating) and beyond > 1.0:
+        raise ValueError(
+            f"dataset: actions must be between -1 and 1, the environment's bounds; got one of size {beyond}: divide by "
+            "the bounds of its action space."
+        )
+    return BufferState(jax.tree.map(jnp.asarray, rows), jnp.int32(0), jnp.int32(shape[0]), ())
