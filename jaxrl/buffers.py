@@ -152,10 +152,10 @@ class Buffer(NamedTuple):
     """
 
     hyperparams: Callable[[], PyTree]
-    init: Callable[[PyTree], BufferState]
-    add: Callable[[PyTree, BufferState, PyTree], BufferState]
+    init: Callable[[PyTree], Any]
+    add: Callable[[PyTree, Any, PyTree], Any]
     noise: Callable[..., UInt32[Array, "*axes N"]]
-    sample: Callable[[PyTree, BufferState, UInt32[Array, " N"], Float[Array, ""]], Sample]
+    sample: Callable[[PyTree, Any, UInt32[Array, " N"], Float[Array, ""]], Sample]
     update: Callable[[PyTree, PyTree, Int[Array, " N"], Float[Array, " N"]], PyTree]
 
 

@@ -1,7 +1,6 @@
 """Datasets: rows in the order of time, learned from as replay is, and left as they are."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp

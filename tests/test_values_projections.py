@@ -97,7 +97,7 @@ def test_losses(name):
 
 def test_members_are_networks_of_their_own_beside_a_prior_that_stays():
     box, actions = spaces.box(-1.0, 1.0, (3,)), spaces.Discrete(A)
-    net = q_network(box, actions, 4, config=QNetworkConfig(hidden=(5,), num_members=2, prior=3.0))
+    net = q_network(box, actions, 4, config=QNetworkConfig(hidden=(5,), num_members=2, prior=(3.0, 0.0)))
     obs = jnp.float32(DRAWS.normal(size=(6, 3)))
     params = init_params(net, jax.random.key(0), obs[0])
     found = net.apply(params, obs).values
@@ -110,7 +110,7 @@ def test_members_are_networks_of_their_own_beside_a_prior_that_stays():
         own = jax.tree.map(lambda x, i=i: x[i], inner)
         fixed = one.apply({"params": own["prior"]}, obs).values
         learned = one.apply({"params": {k: v for k, v in own.items() if k != "prior"}}, obs).values
-        np.testing.assert_allclose(found[..., 2 * i : 2 * i + 2], learned + 3.0 * fixed, atol=1e-5)
+        np.testing.assert_allclose(found[..., 2 * i : 2 * i + 2], learned + np.float32([3.0, 0.0]) * fixed, atol=1e-5)
     gradient = jax.grad(lambda params: jnp.sum(jnp.square(net.apply(params, obs).values)))(params)["params"]["members"]
     assert all((leaf == 0.0).all() for leaf in jax.tree.leaves(gradient["prior"]))
     assert all(
@@ -125,6 +125,10 @@ def test_messages_of_projection_ensembles():
     with pytest.raises(ValueError, match="dqn gives the values of all actions only"):
         HEAD.loss(HEAD.init(), QOutput(jnp.float32(NOW)), target)
     box, actions = spaces.box(-1.0, 1.0, (3,)), spaces.Discrete(A)
-    for config in (QNetworkConfig(num_members=3), QNetworkConfig(prior=1.0, noisy=True)):
+    for config in (
+        QNetworkConfig(num_members=3),
+        QNetworkConfig(prior=(1.0,), noisy=True),
+        QNetworkConfig(num_members=2, prior=(1.0, 2.0, 3.0)),
+    ):
         with pytest.raises(ValueError, match="num_members must divide the outputs"):
             q_network(box, actions, 4, config=config)

@@ -46,7 +46,8 @@ class QNetworkConfig:
       memory_size: width of the core.
       num_members: networks of an ensemble, each of which makes an equal part of the K outputs.
       prior: factor of the outputs of a network that stays as it was drawn, added to those of each member (Osband et
-        al. 2018, arXiv:1806.03335); 0: there is none. An optimizer that decays weights decays its weights too.
+        al. 2018, arXiv:1806.03335); several: one for each of as many equal parts of a member's outputs; (): there is
+        none. An optimizer that decays weights decays its weights too.
     """
 
     hidden: tuple[int, ...] = (120, 84)
@@ -58,7 +59,7 @@ class QNetworkConfig:
     memory: Literal["none", "gru", "lstm", "s5"] = "none"
     memory_size: int = 128
     num_members: int = 1
-    prior: float = 0.0
+    prior: tuple[float, ...] = ()
 
 
 @struct.dataclass
@@ -194,8 +195,10 @@ class QNetwork(nn.Module):
         if self.implicit:
             values = jnp.swapaxes(values[..., 0], -1, -2)
         if config.prior:
-            fixed = self._like(num_outputs, "prior", prior=0.0)(obs)
-            values = values + config.prior * jax.lax.stop_gradient(fixed.values)
+            fixed = self._like(num_outputs, "prior", prior=())(obs)
+            factors = jnp.repeat(jnp.asarray(config.prior), num_outputs // len(config.prior))
+            scaled = jnp.broadcast_to(factors, fixed.values.shape) * fixed.values
+            values = values + jax.lax.stop_gradient(scaled)
         return QOutput(values, fractions, memory, stock)
 
     def _like(self, num_outputs: int, name: str, **changes: Any) -> Any:
@@ -258,8 +261,8 @@ def q_network(
 
     Raises:
       ValueError: the actions are not discrete, a width or `num_outputs` is not positive, there is no layer, the
-        members do not share the outputs evenly, or members or a prior are asked for with noise, a memory or implicit
-        quantiles.
+        members or the factors of a prior do not share the outputs evenly, or members or a prior are asked for with
+        noise, a memory or implicit quantiles.
 
     Example:
       >>> net = q_network(spaces.box(-1.0, 1.0, (3,)), spaces.Discrete(2), 5)
@@ -275,10 +278,11 @@ def q_network(
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"q_network: hidden must be positive widths, at least one; got hidden = {config.hidden}.")
     plain = not implicit and not config.noisy and config.memory == "none"
-    if num_outputs % config.num_members or ((config.num_members > 1 or config.prior) and not plain):
+    uneven = num_outputs % (config.num_members * max(1, len(config.prior)))
+    if uneven or ((config.num_members > 1 or config.prior) and not plain):
         raise ValueError(
-            "q_network: num_members must divide the outputs of an action, and members and a prior are for networks "
-            "without noise, memory and implicit quantiles; got "
+            "q_network: num_members must divide the outputs of an action, and the number of a prior's factors a "
+            "member's; members and a prior are for networks without noise, memory and implicit quantiles; got "
             f"num_members = {config.num_members}, prior = {config.prior}, num_outputs = {num_outputs}, "
             f"noisy = {config.noisy}, memory = {config.memory!r}, implicit = {implicit}."
         )
