@@ -4,9 +4,9 @@
     scripts/table.py write                                                          writes docs/results.md
 
 A cell is one algorithm with the defaults of its name (`jaxrl list algorithms`), the settings that its environment has
-in TASKS, and NUM_SEEDS seeds from one key. After the steps stated each seed plays NUM_EPISODES greedy episodes with
-statistics frozen; the figure is the interquartile mean over the seeds' mean returns with a 95% bootstrap interval. What
-was run is kept in docs/results.json, each cell with its seeds' returns, versions and revision; a cell that is there is
+in TASKS, for all algorithms and for this one, and NUM_SEEDS seeds from one key. After the steps stated each seed plays
+NUM_EPISODES greedy episodes with statistics frozen; the figure is the interquartile mean over the seeds' mean returns
+with a 95% bootstrap interval. What was run is kept in docs/results.json, each cell with its seeds' returns, versions and revision; a cell that is there is
 not run again unless --again. A cell that never ran stays empty.
 """
 
@@ -36,6 +36,8 @@ class Task:
       config: fields of the config, set where an algorithm has them.
       network: fields of `config.network`, set where it has them.
       hparams: hyperparameters, set where an algorithm has them.
+      own: settings of an algorithm by its name, which a peer has published for it here: (fields of the config,
+        hyperparameters, whose they are).
       published: others' figures, with their source.
     """
 
@@ -43,29 +45,30 @@ class Task:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     network: dict[str, Any] = dataclasses.field(default_factory=dict)
     hparams: dict[str, Any] = dataclasses.field(default_factory=dict)
+    own: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = dataclasses.field(default_factory=dict)
     published: str = ""
 
 
 _SCALED = {"normalize_observations": True, "normalize_rewards": True, "clip_value": False}
-_MINATAR = {"activation": "relu", "convolve": False}
+
+
+def _minatar(rate: float, published: str) -> Task:
+    """A game with the sizes that OPEN has for PPO there, and the rate that lrla has tuned for Adam."""
+    own = {"num_envs": 64, "num_minibatches": 8}, {"learning_rate": rate}, "sizes of OPEN, rate of lrla"
+    network = {"activation": "relu", "convolve": False}
+    return Task(1_000_000, network=network, own={"ppo": own}, published=f"at 10M steps: {published}")
+
+
 TASKS = {
     "gymnax/CartPole-v1": Task(500_000, published="CleanRL PPO 490.0 ± 6.1, DQN (JAX) 498.4 ± 2.3"),
     "gymnax/Acrobot-v1": Task(500_000, published="CleanRL PPO -86.4 ± 1.3, DQN (JAX) -88.9 ± 1.6"),
     "gymnax/MountainCar-v0": Task(500_000, published="CleanRL PPO -200, DQN (JAX) -188.9 ± 11.8; gymnax's agent -118"),
     "gymnax/Pendulum-v1": Task(500_000, _SCALED, published="gymnax's agent -130"),
     "gymnax/MountainCarContinuous-v0": Task(500_000, _SCALED, published="gymnax's agent 92"),
-    "gymnax/Breakout-MinAtar": Task(
-        1_000_000, network=_MINATAR, published="at 10M steps: PPO in OPEN 50.08, gymnax's agent 28"
-    ),
-    "gymnax/Asterix-MinAtar": Task(
-        1_000_000, network=_MINATAR, published="at 10M steps: PPO in OPEN 15.04, gymnax's agent 15"
-    ),
-    "gymnax/Freeway-MinAtar": Task(
-        1_000_000, network=_MINATAR, published="at 10M steps: PPO in OPEN 61.84, gymnax's agent 58"
-    ),
-    "gymnax/SpaceInvaders-MinAtar": Task(
-        1_000_000, network=_MINATAR, published="at 10M steps: PPO in OPEN 167.09, gymnax's agent 131"
-    ),
+    "gymnax/Breakout-MinAtar": _minatar(1e-2, "PPO in OPEN 50.08, gymnax's agent 28"),
+    "gymnax/Asterix-MinAtar": _minatar(3e-3, "PPO in OPEN 15.04, gymnax's agent 15"),
+    "gymnax/Freeway-MinAtar": _minatar(1e-3, "PPO in OPEN 61.84, gymnax's agent 58"),
+    "gymnax/SpaceInvaders-MinAtar": _minatar(7e-3, "PPO in OPEN 167.09, gymnax's agent 131"),
     "gymnax/Catch-bsuite": Task(100_000),
     "gymnax/DiscountingChain-bsuite": Task(100_000),
     "gymnax/DeepSea-bsuite": Task(100_000),
@@ -86,17 +89,19 @@ def build(algorithm: str, environment: str) -> tuple[Any, Any, int]:
     from jaxrl.algorithms.registry import ALGORITHMS
 
     task, default = TASKS[environment], ALGORITHMS[algorithm].default_config
+    own_config, own_hparams, _ = task.own.get(algorithm, ({}, {}, ""))
     fields = {field.name for field in dataclasses.fields(default)}
     changes = {name: value for name, value in task.config.items() if name in fields}
     if task.network and "network" in fields:
         known = {field.name for field in dataclasses.fields(default.network)}
         network = {name: value for name, value in task.network.items() if name in known}
         changes["network"] = dataclasses.replace(default.network, **network)
-    member = jaxrl.make(algorithm, jaxrl.make_env(environment), **changes)
+    member = jaxrl.make(algorithm, jaxrl.make_env(environment), **changes, **own_config)
     num_steps = max(1, task.num_steps // member.env_steps)
     leaves = {field.name for field in dataclasses.fields(type(member.hyperparams()))}
     given = {"horizon": float(num_steps * member.env_steps), **task.hparams}
-    hparams = member.hyperparams(**{name: value for name, value in given.items() if name in leaves})
+    shared = {name: value for name, value in given.items() if name in leaves}
+    hparams = member.hyperparams(**shared, **own_hparams)
     return member, hparams, num_steps
 
 
@@ -160,8 +165,9 @@ def render(cells: dict[str, dict[str, Any]]) -> str:
         "Written by `scripts/table.py write` from docs/results.json, which `scripts/table.py run` extends.",
         "",
         f"Interquartile mean over {NUM_SEEDS} seeds of the mean greedy return over {NUM_EPISODES} episodes after the",
-        "steps stated, with a 95% bootstrap interval. Each algorithm has the defaults of its name; nothing was tuned",
-        "for a cell. What an environment sets for all of them is in TASKS of the script. A missing row was not run.",
+        "steps stated, with a 95% bootstrap interval. Each algorithm has the defaults of its name but for what is",
+        "named under a table; nothing was tuned for a cell. What an environment sets for all of them is in TASKS of the",
+        "script. A missing row was not run.",
         "",
     ]
     for environment, task in TASKS.items():
@@ -176,6 +182,10 @@ def render(cells: dict[str, dict[str, Any]]) -> str:
             one = cells[f"{name} {environment}"]
             lines.append(f"| {name} | {figure(one['returns'])} | {one['env_steps']:,} |")
         lines.append("")
+        for name, (config, hparams, whose) in task.own.items():
+            if name in rows:
+                told = ", ".join(f"`{field}={value}`" for field, value in {**config, **hparams}.items())
+                lines += [f"`{name}` has {told}: {whose}.", ""]
     return "\n".join(lines)
 
 
@@ -192,7 +202,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "run":
         # One device a core; see docs/sweeps.md.
-        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
         for environment in arguments.environments:
             for algorithm in arguments.algorithms:
                 name = f"{algorithm} {environment}"
