@@ -6,8 +6,8 @@
 A cell is one algorithm with the defaults of its name (`jaxrl list algorithms`), the settings that its environment has
 in TASKS, for all algorithms and for this one, and NUM_SEEDS seeds from one key. After the steps stated each seed plays
 NUM_EPISODES greedy episodes with statistics frozen; the figure is the interquartile mean over the seeds' mean returns
-with a 95% bootstrap interval. What was run is kept in docs/results.json, each cell with its seeds' returns, versions and revision; a cell that is there is
-not run again unless --again. A cell that never ran stays empty.
+with a 95% bootstrap interval. What was run is kept in docs/results.json, each cell with its seeds' returns, versions
+and revision; a cell that is there is not run again unless --again. A cell that never ran stays empty.
 """
 
 import argparse
@@ -166,8 +166,8 @@ def render(cells: dict[str, dict[str, Any]]) -> str:
         "",
         f"Interquartile mean over {NUM_SEEDS} seeds of the mean greedy return over {NUM_EPISODES} episodes after the",
         "steps stated, with a 95% bootstrap interval. Each algorithm has the defaults of its name but for what is",
-        "named under a table; nothing was tuned for a cell. What an environment sets for all of them is in TASKS of the",
-        "script. A missing row was not run.",
+        "named under a table; nothing was tuned for a cell. What an environment sets for all of them is in TASKS of",
+        "the script. A missing row was not run.",
         "",
     ]
     for environment, task in TASKS.items():
