@@ -605,7 +605,7 @@ PENDULUM = {
     **dict.fromkeys(("redq", "droq"), 3_000),
 }
 # Layers and batches small enough for four minutes of a core.
-SMALLER = {"simba_v2": ((64,), 64)}
+SMALLER = {"simba_v2": ((64,), 64), **dict.fromkeys(("tqc", "mpo", "simba", "redq", "droq"), ((64, 64), 64))}
 # In two of five seeds these have not learned by then: -256 and -327.
 SLOWER = {"mdpo_off_policy": -400, "td3_by_priority": -450}
 
