@@ -598,9 +598,11 @@ def test_policy(name, changes):
 
 # Steps: a random policy has about -1200, a good one -150.
 PENDULUM = {
-    **dict.fromkeys(("sac", "td3", "ddpg", "tqc", "crossq", "simba", "d4pg", "mpo"), 12_000),
+    **dict.fromkeys(("sac", "td3", "ddpg", "tqc", "crossq", "simba", "d4pg"), 12_000),
     **dict.fromkeys(("mdpo_off_policy", "annealed_sac", "annealed_td3", "beer", "td3_by_priority"), 12_000),
     "simba_v2": 9_600,
+    # After 12,000 two of five have not learned: -344, -122, -291, -1114, -1152.
+    "mpo": 24_000,
     "d4pg_by_priority": 12_000,
     **dict.fromkeys(("redq", "droq"), 3_000),
 }
