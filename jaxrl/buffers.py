@@ -289,8 +289,7 @@ def prioritized(
     return Buffer(hyperparams, init, add, _noise(batch_size), sample, update)
 
 
-@memoize
-def fixed(batch_size: int, num_steps: int = 1) -> Buffer:
+def fixed(batch_size: int, num_steps: int, example: Experience) -> Buffer:
     """Uniform draws from a dataset, to which nothing is added.
 
     Its params are the dataset itself, from `jaxrl.datasets.dataset`; its state is (). So a dataset is a leaf of an
@@ -299,9 +298,20 @@ def fixed(batch_size: int, num_steps: int = 1) -> Buffer:
     Args:
       batch_size: N.
       num_steps: n.
+      example: one transition, arrays or `ShapeDtypeStruct`s; only shapes and dtypes matter.
+
+    Returns:
+      The buffer; its default params are a dataset without rows, which cannot be drawn from.
 
     Raises:
       ValueError: a count is not positive.
+
+    Example:
+      >>> rows = Experience(*(jnp.arange(4.0),) * 3, *(jnp.zeros(4, bool),) * 2, jnp.arange(4.0))
+      >>> buffer = fixed(2, 1, jax.tree.map(lambda x: x[0], rows))
+      >>> data = buffer.hyperparams().replace(items=jax.tree.map(lambda x: x[:, None], rows), filled=jnp.int32(4))
+      >>> windows(data.items, buffer.sample(data, (), buffer.noise(jax.random.key(0)), 0.0).index, 1).reward.tolist()
+      [[3.0, 1.0]]
     """
     validation.count("fixed", "batch_size", batch_size)
     validation.count("fixed", "num_steps", num_steps)
@@ -312,7 +322,7 @@ def fixed(batch_size: int, num_steps: int = 1) -> Buffer:
     def same(params: PyTree, state: PyTree, *unused: Any) -> PyTree:
         return state
 
-    return Buffer(tuple, lambda item: (), same, _noise(batch_size), sample, same)
+    return Buffer(lambda: _empty(example, 0, 1, ()), lambda item: (), same, _noise(batch_size), sample, same)
 
 
 def windows(items: PyTree, index: Int[Array, " N"], num_steps: int) -> PyTree:

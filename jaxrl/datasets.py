@@ -8,11 +8,15 @@ arrays, or from the replay of an agent that has collected:
     hparams = agent.hyperparams(replay=data)
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.buffers import BufferState, Experience
+
+_FIELDS = dataclasses.fields(Experience)  # type: ignore[arg-type]
 
 
 def dataset(source: Experience | BufferState) -> BufferState:
@@ -20,7 +24,7 @@ def dataset(source: Experience | BufferState) -> BufferState:
 
     Args:
       source: transitions in the order of time, leaves [T, B, ...] for B streams of T steps each, or [T, ...] of a
-        single stream; or a buffer with uniform draws, such as `state.buffer` of another agent. Actions are as agents
+        single stream; or the buffer of one agent, such as `state.buffer` of another agent. Actions are as agents
         store them: flat and between -1 and 1, or the number of a discrete one. `next_obs` is the true successor, and an
         episode's last transition has `terminated` or `truncated` set.
 
@@ -28,8 +32,8 @@ def dataset(source: Experience | BufferState) -> BufferState:
       All rows that are there, oldest first, leaves [T, B, ...].
 
     Raises:
-      ValueError: there are no rows, leaves do not begin with the same axes, flags are not boolean, a number is not
-        finite, or an action is beyond ±1.
+      ValueError: there are no rows, a buffer is that of many members, leaves do not begin with the same axes, flags
+        are not boolean, a number is not finite, or an action is beyond ±1.
 
     Example:
       >>> steps, never = np.arange(3.0), np.zeros(3, bool)
@@ -39,12 +43,18 @@ def dataset(source: Experience | BufferState) -> BufferState:
       ((3, 1, 1), 3)
     """
     if isinstance(source, BufferState):
+        if np.ndim(source.filled):
+            raise ValueError(
+                f"dataset: needs one buffer; got those of {np.shape(source.filled)} members: take one, "
+                "jax.tree.map(lambda x: x[0], buffer)."
+            )
         num_rows, filled = source.items.reward.shape[0], int(source.filled)
         order = (int(source.pointer) - filled + np.arange(filled)) % num_rows
         rows = jax.tree.map(lambda x: np.asarray(x)[order], source.items)
     else:
         single = np.ndim(source.reward) == 1
-        rows = jax.tree.map(lambda x: np.asarray(x)[:, None] if single else np.asarray(x), source)
+        arrays = {field.name: jax.tree.map(np.asarray, getattr(source, field.name)) for field in _FIELDS}
+        rows = Experience(**jax.tree.map(lambda x: x[:, None] if single and x.ndim else x, arrays))
     shape = rows.reward.shape
     leading = sorted({x.shape[:2] for x in jax.tree.leaves(rows)})
     if len(shape) != 2 or 0 in shape or leading != [shape]:

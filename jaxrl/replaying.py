@@ -199,17 +199,19 @@ class Frame(NamedTuple):
           extras: what is stored of each random action besides.
 
         Raises:
-          ValueError: offline without a dataset, or with one of another environment.
+          ValueError: offline without a dataset, or with one of another environment; a dataset while not offline.
         """
         key_actor, key_warmup = jax.random.split(key)
         actor = rollout.start(key_actor, self.env, env_params, self.config.num_envs, memory, self.reset)
         if self.offline:
-            check_dataset(self.env, replay, actor.obs)
+            check_dataset(self.env, replay, max(self.config.n_step, self.length))
             seen = ()
             if self.config.normalize_observations:
                 seen = statistics.init_statistics(jax.tree.map(lambda x: x[0], actor.obs))
                 seen = statistics.update_statistics(seen, replay.items.obs, 2)
             return World(actor, (), seen, ())
+        if isinstance(replay, BufferState):
+            raise ValueError("replay: a dataset has no effect on an agent that collects; set Config(offline=True).")
         actor, batch = warm_up(key_warmup, self.env, env_params, actor, self.config.num_warmup_steps, self.reset)
         shape = batch.reward.shape
         extras = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x))), extras)
@@ -355,7 +357,7 @@ def frame(owner: str, env: Env, config: Any) -> Frame:
     reset.validate(config.num_envs)
     num_rows = max(config.n_step, getattr(config, "length", 1))
     if getattr(config, "offline", False):
-        buffer = buffers.fixed(config.batch_size, num_rows)
+        buffer = buffers.fixed(config.batch_size, num_rows, example_of(env))
     else:
         make_buffer = buffers.prioritized if getattr(config, "prioritized", False) else buffers.uniform
         buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, num_rows)
@@ -456,32 +458,51 @@ def warm_up(
     return actor, batch
 
 
-def check_dataset(env: Env, data: Any, obs: Observation) -> None:
+def example_of(env: Env) -> Experience:
+    """Shapes and dtypes of one transition as agents store it."""
+
+    def one(key: Key) -> Experience:
+        _, obs = env.reset(key, env.default_params())
+        discrete = isinstance(env.action_space, spaces.Discrete)
+        action = jnp.int32(0) if discrete else jnp.zeros(spaces.size(env.action_space))
+        return Experience(obs, action, jnp.float32(0.0), jnp.bool_(False), jnp.bool_(False), obs)
+
+    return jax.eval_shape(one, jax.random.key(0))
+
+
+def check_dataset(env: Env, data: Any, num_rows: int) -> None:
     """Checks that a dataset is one, and could be of an environment.
 
     Args:
       env: the environment.
       data: from `jaxrl.datasets.dataset`.
-      obs: observations of the environment, leaves [B, ...].
+      num_rows: of a window.
 
     Raises:
-      ValueError: it is no dataset, or its observations or actions have other shapes.
+      ValueError: it is no dataset or has no rows, too few for a window, or leaves of another tree, shape or kind of
+        number.
     """
-    if not isinstance(data, BufferState):
+    if not isinstance(data, BufferState) or not data.items.reward.shape[0]:
         raise ValueError(
-            "offline: needs a dataset; pass agent.hyperparams(replay=datasets.dataset(...)), see jaxrl.datasets."
+            "offline: needs a dataset; pass agent.hyperparams(replay=datasets.dataset(...)), see jaxrl.datasets (the "
+            "command line takes none)."
         )
-    discrete = isinstance(env.action_space, spaces.Discrete)
-    expected = {
-        "observations": [x.shape[1:] for x in jax.tree.leaves(obs)],
-        "actions": [() if discrete else (spaces.size(env.action_space),)],
-    }
-    found = {
-        "observations": [x.shape[2:] for x in jax.tree.leaves(data.items.obs)],
-        "actions": [data.items.action.shape[2:]],
-    }
+
+    def told(items: Experience, num_axes: int) -> dict[str, str]:
+        parts = {name: getattr(items, name) for name in ("obs", "action", "next_obs")}
+        leaves = jax.tree_util.tree_leaves_with_path(parts)
+        kind = lambda x: "floats" if jnp.issubdtype(x.dtype, jnp.floating) else "integers"
+        return {jax.tree_util.keystr(path): f"{kind(x)} {x.shape[num_axes:]}" for path, x in leaves}
+
+    expected, found = told(example_of(env), 0), told(data.items, 2)
     if found != expected:
-        raise ValueError(f"offline: {env.name} has {expected}, without leading axes; the dataset has {found}.")
+        raise ValueError(
+            f"offline: transitions of {env.name} are {expected}, after the leading axes; those of the dataset {found}."
+        )
+    if data.items.reward.shape[0] < num_rows:
+        raise ValueError(
+            f"offline: a draw needs {num_rows} rows in a stream (n_step); the dataset has {data.items.reward.shape[0]}."
+        )
 
 
 def check_config(owner: str, config: Any) -> None:
@@ -500,12 +521,14 @@ def check_config(owner: str, config: Any) -> None:
     validation.counts(owner, config, names.split())
     validation.count(owner, "length", length)
     validation.choices(owner, config)
-    for name in ("prioritized", "normalize_rewards"):
-        if getattr(config, "offline", False) and getattr(config, name, False):
-            raise ValueError(
-                f"{owner}: a dataset is drawn from uniformly and has the rewards that it has; got offline = True with "
-                f"{name} = True: set {name}=False."
-            )
+    if getattr(config, "offline", False):
+        for name in ("prioritized", "normalize_rewards"):
+            if getattr(config, name, False):
+                raise ValueError(
+                    f"{owner}: a dataset is drawn from uniformly and has the rewards that it has; got offline = True "
+                    f"with {name} = True: set {name}=False."
+                )
+        return
     num_rows = config.capacity // config.num_envs
     added = (config.num_steps, config.num_warmup_steps)
     if config.capacity % config.num_envs or any(num_rows % num for num in added):

@@ -105,6 +105,13 @@ def build(algorithm: str, environment: str) -> tuple[Any, Any, int]:
     return member, hparams, num_steps
 
 
+def own_settings(algorithm: str, environment: str) -> str:
+    """What the cell has beside defaults and what all algorithms have there, "" if nothing."""
+    config, hparams, whose = TASKS[environment].own.get(algorithm, ({}, {}, ""))
+    told = ", ".join(f"`{name}={value}`" for name, value in {**config, **hparams}.items())
+    return f"{told}: {whose}" if told else ""
+
+
 def cell(algorithm: str, environment: str, num_seeds: int) -> dict[str, Any]:
     """Trains and evaluates one cell."""
     import jaxrl
@@ -126,6 +133,7 @@ def cell(algorithm: str, environment: str, num_seeds: int) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 1),
         "date": datetime.date.today().isoformat(),
         "machine": {name: told[name] for name in ("device", "num_devices", "git_revision", "git_modified")},
+        "settings": own_settings(algorithm, environment),
         "versions": {name: told["versions"][name] for name in ("python", "jax", "gymnax", "brax")},
     }
 
@@ -166,7 +174,7 @@ def render(cells: dict[str, dict[str, Any]]) -> str:
         "",
         f"Interquartile mean over {NUM_SEEDS} seeds of the mean greedy return over {NUM_EPISODES} episodes after the",
         "steps stated, with a 95% bootstrap interval. Each algorithm has the defaults of its name but for what is",
-        "named under a table; nothing was tuned for a cell. What an environment sets for all of them is in TASKS of",
+        "named under a table; nothing was tuned here. What an environment sets for all of them is in TASKS of",
         "the script. A missing row was not run.",
         "",
     ]
@@ -182,10 +190,9 @@ def render(cells: dict[str, dict[str, Any]]) -> str:
             one = cells[f"{name} {environment}"]
             lines.append(f"| {name} | {figure(one['returns'])} | {one['env_steps']:,} |")
         lines.append("")
-        for name, (config, hparams, whose) in task.own.items():
-            if name in rows:
-                told = ", ".join(f"`{field}={value}`" for field, value in {**config, **hparams}.items())
-                lines += [f"`{name}` has {told}: {whose}.", ""]
+        for name in rows:
+            if settings := cells[f"{name} {environment}"].get("settings"):
+                lines += [f"`{name}` has {settings}.", ""]
     return "\n".join(lines)
 
 

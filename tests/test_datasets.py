@@ -1,6 +1,7 @@
 """Datasets: rows in the order of time, learned from as replay is, and left as they are."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxrl
-from jaxrl import buffers, datasets
+from jaxrl import buffers, datasets, runs
 from jaxrl.algorithms import sac
 from jaxrl.buffers import Experience
 from jaxrl.networks.control import ControlConfig
@@ -44,7 +45,7 @@ def test_a_ring_becomes_a_stream(num_rows, kept):
 
 
 def test_draws_are_whole_windows_as_likely():
-    data, buffer = datasets.dataset(rows(5)), buffers.fixed(30_000, 2)
+    data, buffer = datasets.dataset(rows(5)), buffers.fixed(30_000, 2, jax.tree.map(lambda x: x[0], rows(5)))
     drawn = buffer.sample(data, (), buffer.noise(jax.random.key(0)), 0.0)
     first, second = np.asarray(buffers.windows(data.items, drawn.index, 2).reward)
     np.testing.assert_array_equal(second, first + 1)
@@ -110,6 +111,7 @@ def test_two_datasets_in_one_program():
     "changes, message",
     [
         ({"reward": np.zeros(3, np.float32)}, "must begin with the same axes"),
+        ({"obs": np.float32(0.0)}, r"leaves that begin with \[\(\), "),
         ({"terminated": np.zeros(4)}, "must be boolean; got terminated of float64"),
         ({"next_obs": np.array([0.0, np.nan, np.inf, 1.0])}, r"of next_obs 2 are not"),
         ({"action": np.full((4, 1), -2.0)}, "between -1 and 1.*got one of size 2"),
@@ -122,12 +124,54 @@ def test_messages_of_rows(changes, message):
 
 def test_messages_of_agents():
     env = jaxrl.make_env("gymnax/Pendulum-v1")
-    agent = sac.sac(env, config=sac.Config(offline=True, **SMALL))
-    with pytest.raises(ValueError, match=r"needs a dataset; pass agent.hyperparams\(replay="):
-        jax.eval_shape(agent.init, jax.random.key(0), agent.hyperparams())
-    other = agent.hyperparams(replay=datasets.dataset(rows(4)))
-    with pytest.raises(ValueError, match=r"gymnax/Pendulum-v1 has .*\(3,\).*the dataset has .*\[\(\)\]"):
-        jax.eval_shape(agent.init, jax.random.key(0), other)
+    agent = sac.sac(env, config=sac.Config(offline=True, n_step=3, **SMALL))
+
+    def fails(message, agent=agent, **changes):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(agent.init, jax.random.key(0), agent.hyperparams(**changes))
+
+    def pendulum(num, **changes):
+        obs = np.zeros((num, 3), np.float32)
+        return datasets.dataset(rows(num, **{"obs": obs, "next_obs": obs, **changes}))
+
+    fails(r"needs a dataset; pass agent.hyperparams\(replay=")
+    fails(
+        r"gymnax/Pendulum-v1 are .*'obs'\]\": 'floats \(3,\)'.*'obs'\]\": 'floats \(\)'",
+        replay=datasets.dataset(rows(4)),
+    )
+    fails("'next_obs'.*floats \\(3,\\).*'next_obs'.*floats \\(2,\\)", replay=pendulum(4, next_obs=np.zeros((4, 2))))
+    fails("of the dataset .*'action'.*integers", replay=pendulum(4, action=np.zeros((4, 1), int)))
+    fails("needs 3 rows in a stream .* has 2", replay=pendulum(2))
+    fails(r"set Config\(offline=True\)", agent=sac.sac(env, config=sac.Config(**SMALL)), replay=pendulum(4))
     for changes in ({"prioritized": True}, {"normalize_rewards": True}):
         with pytest.raises(ValueError, match=f"set {next(iter(changes))}=False"):
             sac.sac(env, config=sac.Config(**{"offline": True, **SMALL, **changes}))
+    with pytest.raises(ValueError, match=r"those of \(2,\) members: take one"):
+        datasets.dataset(jax.tree.map(lambda x: jnp.stack([x, x]), pendulum(4)))
+
+
+def test_members_share_a_dataset(tmp_path):
+    """A population equals its members, is saved without the dataset, and goes on with it."""
+    env = jaxrl.make_env("gymnax/Pendulum-v1")
+    obs = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    data = datasets.dataset(rows(8, obs=obs, next_obs=obs[::-1].copy()))
+    # Neither number of environments nor capacity matters, so neither is checked.
+    agent = sac.sac(env, config=sac.Config(offline=True, n_step=2, **{**SMALL, "num_envs": 3}))
+    both = jaxrl.population(agent, 2, ("critic_learning_rate",))
+    hparams = both.hyperparams(replay=data, critic_learning_rate=[1e-3, 1e-2])
+    state, _ = jax.jit(jaxrl.train(both, 2))(jax.random.key(0), hparams)
+    for i, key in enumerate(jax.random.split(jax.random.key(0), 2)):
+        one = agent.hyperparams(replay=data, critic_learning_rate=[1e-3, 1e-2][i])
+        alone, _ = jax.jit(jaxrl.train(agent, 2))(key, one)
+        jax.tree.map(
+            lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-4, atol=1e-6),
+            state.learner.params,
+            alone.learner.params,
+        )
+    assert not any(leaf.shape[1:3] == (8, 1) for leaf in jax.tree.leaves(state))
+    written = runs.hyperparams_to_json(hparams)
+    again = runs.hyperparams_from_json(json.loads(json.dumps(written)), both.hyperparams())
+    jax.tree.map(np.testing.assert_array_equal, again, hparams)
+    on, metrics = jaxrl.advance(both, state, again, 1)
+    assert metrics["loss/critic"].shape == (1, 2)
+    assert int(on.num_steps[0]) == 3

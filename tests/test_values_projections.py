@@ -110,7 +110,8 @@ def test_members_are_networks_of_their_own_beside_a_prior_that_stays():
         own = jax.tree.map(lambda x, i=i: x[i], inner)
         fixed = one.apply({"params": own["prior"]}, obs).values
         learned = one.apply({"params": {k: v for k, v in own.items() if k != "prior"}}, obs).values
-        np.testing.assert_allclose(found[..., 2 * i : 2 * i + 2], learned + np.float32([3.0, 0.0]) * fixed, atol=1e-5)
+        expected = np.asarray(learned) + np.float32([3.0, 0.0]) * np.asarray(fixed)
+        np.testing.assert_allclose(found[..., 2 * i : 2 * i + 2], expected, atol=1e-5)
     gradient = jax.grad(lambda params: jnp.sum(jnp.square(net.apply(params, obs).values)))(params)["params"]["members"]
     assert all((leaf == 0.0).all() for leaf in jax.tree.leaves(gradient["prior"]))
     assert all(

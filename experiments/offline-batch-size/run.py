@@ -42,6 +42,7 @@ PARTS: dict[str, dict[str, tuple[int, int, float]]] = {
             for size in (32, 128, 512)
         },
         "2 critics, batch 512, rate of 128": (2, 512, RATE * (128 / BATCH) ** 0.5),
+        "2 critics, batch 32, rate of 512": (2, 32, RATE * (512 / BATCH) ** 0.5),
     }
 }
 HIDDEN = (64, 64)

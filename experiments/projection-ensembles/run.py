@@ -118,6 +118,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
+    if others := {len(row["greedy"]) for row in results.values()} - {options.seeds}:
+        raise SystemExit(f"{path} has arms of {others} seeds: name another --out.")
     for size in SIZES:
         for arm in ARMS:
             if f"{size} {arm}" not in results:

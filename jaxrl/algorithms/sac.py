@@ -69,7 +69,8 @@ class Config:
       learn_temperature: whether α is learned, or stays as it is at the beginning.
       prioritized: whether replay is by priority.
       offline: whether nothing is collected: draws are from a dataset, `hparams.replay` from `jaxrl.datasets.dataset`,
-        and num_steps, capacity, num_warmup_steps and reset count for nothing. Steps are then updates of the critics.
+        and num_envs, num_steps, capacity, num_warmup_steps and reset change nothing of what is learned. Steps are
+        then updates of the critics, those of `horizon` too.
       annealed: whether the critics' loss is an expectile one, whose τ falls to ½ (arXiv:2506.05968).
       normalize_observations: whether networks see observations by their running statistics (SimBa, FastTD3); replay
         keeps them raw.
@@ -127,7 +128,7 @@ class Hyperparams:
       expectile_fraction: share of `horizon` over which it falls to ½.
       return_bound: of returns, if rewards are normalized.
       max_grad_norm: gradients of a greater global norm are scaled down to it, each network's by itself.
-      horizon: environment steps over which progress goes from 0 to 1.
+      horizon: environment steps over which progress goes from 0 to 1; offline updates of the critics.
     """
 
     env: PyTree

@@ -278,6 +278,8 @@ def q_network(
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"q_network: hidden must be positive widths, at least one; got hidden = {config.hidden}.")
     plain = not implicit and not config.noisy and config.memory == "none"
+    if not isinstance(config.prior, tuple):
+        raise ValueError(f"q_network: prior must be a tuple of factors; got prior = {config.prior!r}: try (3.0,).")
     uneven = num_outputs % (config.num_members * max(1, len(config.prior)))
     if uneven or ((config.num_members > 1 or config.prior) and not plain):
         raise ValueError(

@@ -50,7 +50,7 @@ def projection_ensemble(
     generalize differently. U is what of the bonus is still to come, learned by two members in the same way. Sampled
     acting maximizes Q + β (b + U), greedy acting Q. The outputs are, of each action: histogram of Z, histogram of U,
     quantiles of Z, quantiles of U; `QNetworkConfig(num_members=2)` makes each half by a network of its own, and
-    `prior=(20.0, 0.0)` adds a fixed random network to what is said of Z but not of U.
+    with that `prior=(20.0, 0.0)` adds a fixed random network to what is said of Z but not of U.
 
     Source: Zanger et al. 2024, arXiv:2306.07124, eq. 10 to 13 and 17, appendix B.2, and the authors' code; β stays,
     where theirs falls to 0 over a third of the run, and the bonus is not divided by its deviation, as in their VizDoom.

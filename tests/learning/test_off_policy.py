@@ -616,7 +616,7 @@ SLOWER = {"mdpo_off_policy": -400, "td3_by_priority": -450}
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", PENDULUM)
 def test_pendulum(name):
-    """Defaults but for the learning rates, 1e-3, layers of 64 units, and the horizon, the length of the run."""
+    """Defaults but for rates of 1e-3, layers of 64 units (and batches of 64 in `SMALLER`), and `horizon`."""
     num_steps, least = PENDULUM[name], SLOWER.get(name, -250)
     priority = {"prioritized": True} if name.endswith("_by_priority") else {}
     name = name.removesuffix("_by_priority")
