@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 from jaxrl.checkpoint import StorageError, write_file
 from jaxrl.names import unknown
 from jaxrl.networks.update_rules import open_weights
-from jaxrl.objectives import disco
+from jaxrl.objectives import disco_file
 from jaxrl.objectives.kinds import FAMILIES, KINDS, RuleSpec, kind_of
 from jaxrl.ops import trees
 from jaxrl.runs import plain
@@ -247,7 +247,7 @@ def _published(path: Path, content: bytes) -> tuple[RuleSpec, PyTree] | None:
     if not any(name.startswith("lstm/") for name in names):
         return None
     try:
-        return RuleSpec("disco", {}, origin), disco.weights(path)
+        return RuleSpec("disco", {}, origin), disco_file.weights(path)
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise StorageError(f"{path} is damaged: {error}") from error
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.objectives import disco
+from jaxrl.objectives import disco, disco_file
 from jaxrl.objectives.disco import Predictions, Sequence
 
 T, B, ACTIONS = 5, 2, 3
@@ -109,7 +109,7 @@ RUN = updates_of(SMALL)
 def small(tmp_path_factory):
     path = tmp_path_factory.mktemp("disco") / "small.npz"
     file_of(path, SIZES)
-    return disco.weights(path, SMALL)
+    return disco_file.weights(path, SMALL)
 
 
 # Of the second of two updates by the authors' code, with these sizes and numbers.
@@ -187,11 +187,11 @@ def test_a_file_must_be_whole(tmp_path):
     path = tmp_path / "weights.npz"
     arrays = file_of(path, SIZES)
     with pytest.raises(ValueError, match="do not have the shapes of the rule"):
-        disco.weights(path)
+        disco_file.weights(path)
     arrays.pop("lstm/linear_2/b")
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=r"missing are .*lstm/linear_2/b"):
-        disco.weights(path, SMALL)
+        disco_file.weights(path, SMALL)
     with pytest.raises(ValueError, match="sizes must be at least 1"):
         disco.rule(hidden=0)
 
@@ -260,7 +260,7 @@ def test_the_authors_code_with_the_authors_weights_gives_the_same_targets(sizes,
         wanted = authors(sizes, params)
     rule = disco.rule() if published else SMALL
     run = updates_of(rule) if published else RUN
-    found = run(disco.weights(path, rule), [sequence_of(*given(i, sizes)) for i in range(2)])
+    found = run(disco_file.weights(path, rule), [sequence_of(*given(i, sizes)) for i in range(2)])
     worst = 0.0
     for one, other in zip(found, wanted, strict=True):
         out = other["out"]
@@ -288,7 +288,7 @@ def test_the_published_weights_teach_an_agent_to_catch():
     from jaxrl.algorithms import disco as agents
 
     agent = agents.disco(jaxrl.make_env("gymnax/Catch-bsuite"), config=agents.Config(num_envs=32, hidden=(64, 64)))
-    weights = disco.weights(Path(FOLDER) / "disco_rl" / "update_rules" / "weights" / "disco_103.npz")
+    weights = disco_file.weights(Path(FOLDER) / "disco_rl" / "update_rules" / "weights" / "disco_103.npz")
     hparams = agent.hyperparams(objective=weights, learning_rate=1e-2)
     run = jax.jit(jax.vmap(jaxrl.train(agent, 500), (0, None)))
     _, metrics = run(jax.random.split(jax.random.key(0), 5), hparams)

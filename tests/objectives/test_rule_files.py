@@ -11,7 +11,7 @@ from test_disco import PUBLISHED, file_of
 from jaxrl import objectives, values
 from jaxrl.checkpoint import StorageError
 from jaxrl.networks.update_rules import open_rule, open_weights
-from jaxrl.objectives import disco, files, rules
+from jaxrl.objectives import disco, disco_file, files, rules
 from jaxrl.objectives.files import RuleSpec, load_rule, read_rule, save_rule
 from jaxrl.ops import expressions, trees
 
@@ -237,7 +237,7 @@ def test_the_published_file_of_disco_is_a_rule(tmp_path):
     found = read_rule(tmp_path / "disco_103.npz")
     assert (found.spec.kind, found.spec.provenance["source"]) == ("disco", "disco_103.npz")
     assert found.rule is disco.rule()
-    want = trees.named_leaves(disco.weights(tmp_path / "disco_103.npz"))
+    want = trees.named_leaves(disco_file.weights(tmp_path / "disco_103.npz"))
     for name, leaf in trees.named_leaves(found.params).items():
         np.testing.assert_array_equal(leaf, want[name])
     assert files.from_bytes(found.content).digest == found.digest
