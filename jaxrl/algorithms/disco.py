@@ -9,8 +9,8 @@ The agent has a policy π and predictions y(s), z(s, a), p(s, a) and q(s, a), al
                    a copy of the agent follows slowly, and the rule's own memory takes one step
 
 The rule's weights are `hparams.objective`; those of `jaxrl.objectives.disco_file.weights` are the published ones,
-without which nothing is learned. The paper learns from a replay buffer too (90% of a batch); here all data are new. Actions are
-discrete.
+without which nothing is learned. The paper learns from a replay buffer too (90% of a batch); here all data are new.
+Actions are discrete.
 """
 
 import dataclasses
