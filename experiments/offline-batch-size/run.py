@@ -90,7 +90,7 @@ def curves(arm: tuple[int, int, float], task: str, num_updates: int, num_seeds: 
 
     def learn(key: jax.Array) -> jax.Array:
         def look(state: Any, _: None) -> tuple[Any, jax.Array]:
-            state, _ = agent.step(state, hparams)
+            state = agent.step(state, hparams)[0]
             return state, play(key_play, state, hparams.env).mean_return
 
         key_init, key_play = jax.random.split(key)
