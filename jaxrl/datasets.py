@@ -9,12 +9,15 @@ arrays, or from the replay of an agent that has collected:
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import spaces
 from jaxrl.buffers import BufferState, Experience
+from jaxrl.types import Env, Key
 
 _FIELDS = dataclasses.fields(Experience)  # type: ignore[arg-type]
 
@@ -75,3 +78,50 @@ def dataset(source: Experience | BufferState) -> BufferState:
             "the bounds of its action space."
         )
     return BufferState(jax.tree.map(jnp.asarray, rows), jnp.int32(0), jnp.int32(shape[0]), ())
+
+
+def example_of(env: Env) -> Experience:
+    """Shapes and dtypes of one transition as agents store it."""
+
+    def one(key: Key) -> Experience:
+        _, obs = env.reset(key, env.default_params())
+        discrete = isinstance(env.action_space, spaces.Discrete)
+        action = jnp.int32(0) if discrete else jnp.zeros(spaces.size(env.action_space))
+        return Experience(obs, action, jnp.float32(0.0), jnp.bool_(False), jnp.bool_(False), obs)
+
+    return jax.eval_shape(one, jax.random.key(0))
+
+
+def check(env: Env, data: Any, num_rows: int) -> None:
+    """Checks that a dataset is one, and could be of an environment.
+
+    Args:
+      env: the environment.
+      data: from `jaxrl.datasets.dataset`.
+      num_rows: of a window.
+
+    Raises:
+      ValueError: it is no dataset or has no rows, too few for a window, or leaves of another tree, shape or kind of
+        number.
+    """
+    if not isinstance(data, BufferState) or not data.items.reward.shape[0]:
+        raise ValueError(
+            "replay: needs a dataset; pass agent.hyperparams(replay=datasets.dataset(...)), see jaxrl.datasets (the "
+            "command line takes none)."
+        )
+
+    def told(items: Experience, num_axes: int) -> dict[str, str]:
+        parts = {name: getattr(items, name) for name in ("obs", "action", "next_obs")}
+        leaves = jax.tree_util.tree_leaves_with_path(parts)
+        kind = lambda x: "floats" if jnp.issubdtype(x.dtype, jnp.floating) else "integers"
+        return {jax.tree_util.keystr(path): f"{kind(x)} {x.shape[num_axes:]}" for path, x in leaves}
+
+    expected, found = told(example_of(env), 0), told(data.items, 2)
+    if found != expected:
+        raise ValueError(
+            f"replay: transitions of {env.name} are {expected}, after the leading axes; those of the dataset {found}."
+        )
+    if data.items.reward.shape[0] < num_rows:
+        raise ValueError(
+            f"replay: a draw needs {num_rows} rows in a stream (n_step); the dataset has {data.items.reward.shape[0]}."
+        )

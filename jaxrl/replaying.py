@@ -14,7 +14,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import buffers, chunks, rollout, spaces, validation
+from jaxrl import buffers, chunks, datasets, rollout, spaces, validation
 from jaxrl.alternating import Draws, Order, alternate, last_of_each, order
 from jaxrl.buffers import Buffer, BufferState, Experience, NStep, Sample
 from jaxrl.networks.actor_critic import to_env_action
@@ -204,7 +204,7 @@ class Frame(NamedTuple):
         key_actor, key_warmup = jax.random.split(key)
         actor = rollout.start(key_actor, self.env, env_params, self.config.num_envs, memory, self.reset)
         if self.offline:
-            check_dataset(self.env, replay, max(self.config.n_step, self.length))
+            datasets.check(self.env, replay, max(self.config.n_step, self.length))
             seen = ()
             if self.config.normalize_observations:
                 seen = statistics.init_statistics(jax.tree.map(lambda x: x[0], actor.obs))
@@ -357,7 +357,7 @@ def frame(owner: str, env: Env, config: Any) -> Frame:
     reset.validate(config.num_envs)
     num_rows = max(config.n_step, getattr(config, "length", 1))
     if getattr(config, "offline", False):
-        buffer = buffers.fixed(config.batch_size, num_rows, example_of(env))
+        buffer = buffers.fixed(config.batch_size, num_rows, datasets.example_of(env))
     else:
         make_buffer = buffers.prioritized if getattr(config, "prioritized", False) else buffers.uniform
         buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, num_rows)
@@ -456,53 +456,6 @@ def warm_up(
         actions = jax.random.uniform(key_action, (*shape, spaces.size(space)), jnp.float32, -1.0, 1.0)
     actor, batch, _ = rollout.collect(key_collect, env, env_params, actor, policy, actions, reset)
     return actor, batch
-
-
-def example_of(env: Env) -> Experience:
-    """Shapes and dtypes of one transition as agents store it."""
-
-    def one(key: Key) -> Experience:
-        _, obs = env.reset(key, env.default_params())
-        discrete = isinstance(env.action_space, spaces.Discrete)
-        action = jnp.int32(0) if discrete else jnp.zeros(spaces.size(env.action_space))
-        return Experience(obs, action, jnp.float32(0.0), jnp.bool_(False), jnp.bool_(False), obs)
-
-    return jax.eval_shape(one, jax.random.key(0))
-
-
-def check_dataset(env: Env, data: Any, num_rows: int) -> None:
-    """Checks that a dataset is one, and could be of an environment.
-
-    Args:
-      env: the environment.
-      data: from `jaxrl.datasets.dataset`.
-      num_rows: of a window.
-
-    Raises:
-      ValueError: it is no dataset or has no rows, too few for a window, or leaves of another tree, shape or kind of
-        number.
-    """
-    if not isinstance(data, BufferState) or not data.items.reward.shape[0]:
-        raise ValueError(
-            "offline: needs a dataset; pass agent.hyperparams(replay=datasets.dataset(...)), see jaxrl.datasets (the "
-            "command line takes none)."
-        )
-
-    def told(items: Experience, num_axes: int) -> dict[str, str]:
-        parts = {name: getattr(items, name) for name in ("obs", "action", "next_obs")}
-        leaves = jax.tree_util.tree_leaves_with_path(parts)
-        kind = lambda x: "floats" if jnp.issubdtype(x.dtype, jnp.floating) else "integers"
-        return {jax.tree_util.keystr(path): f"{kind(x)} {x.shape[num_axes:]}" for path, x in leaves}
-
-    expected, found = told(example_of(env), 0), told(data.items, 2)
-    if found != expected:
-        raise ValueError(
-            f"offline: transitions of {env.name} are {expected}, after the leading axes; those of the dataset {found}."
-        )
-    if data.items.reward.shape[0] < num_rows:
-        raise ValueError(
-            f"offline: a draw needs {num_rows} rows in a stream (n_step); the dataset has {data.items.reward.shape[0]}."
-        )
 
 
 def check_config(owner: str, config: Any) -> None:

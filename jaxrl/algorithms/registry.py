@@ -21,6 +21,7 @@ from jaxrl.algorithms import (
     discrete_sac,
     dqn,
     harpg,
+    hnpg,
     lpg,
     mac,
     mpo,
@@ -121,6 +122,12 @@ ALGORITHMS: dict[str, Entry] = {
     "ppo": Entry("proximal policy optimization (Schulman et al. 2017)", ppo.ppo, ppo.Config(), ppo.Hyperparams),
     "trpo": Entry(
         "trust region policy optimization (Schulman et al. 2015)", trpo.trpo, trpo.Config(), trpo.Hyperparams
+    ),
+    "hnpg": Entry(
+        "hybrid natural policy gradient, which learns from a dataset too (Zhou et al. 2023)",
+        hnpg.hnpg,
+        hnpg.Config(),
+        hnpg.Hyperparams,
     ),
     "props": Entry(
         "proximal robust on-policy sampling on PPO (Corrado and Hanna 2023)",

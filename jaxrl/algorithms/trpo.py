@@ -34,9 +34,8 @@ from jaxrl.networks.actor_critic import (
     only_value_reads,
     successor_value,
 )
-from jaxrl.ops import losses, minibatches, reward_scaling, statistics
+from jaxrl.ops import losses, minibatches, reward_scaling, statistics, trust_region
 from jaxrl.ops.leaves import Leaf, build
-from jaxrl.ops.linear import conjugate_gradient
 from jaxrl.types import Action, Algorithm, Env, Estimator, Key, Memory, Metrics, Observation, ReturnInputs, memoize
 
 
@@ -244,14 +243,10 @@ def trpo(
             ratio = jnp.exp(new.policy.log_prob(batch.action) - old_log_prob)
             return jnp.mean(ratio * advantage), jnp.mean(old.policy.kl(new.policy))
 
-        gradient = jax.grad(lambda params: surrogate_and_kl(params)[0])(state.params)
-        fisher = _fisher(lambda params: surrogate_and_kl(params)[1], state.params, hparams.damping)
-        direction = conjugate_gradient(fisher, gradient, config.num_cg_steps)
-        curvature = optax.tree.vdot(direction, fisher(direction))
-        length = jnp.sqrt(2.0 * hparams.max_kl / jnp.maximum(curvature, 1e-20))
-        whole = optax.tree.scale(length, direction)
-        params, info = _search(surrogate_and_kl, state.params, whole, hparams, config)
-        metrics |= info | {"policy/entropy": jnp.mean(old.policy.entropy()), "gradient/norm": optax.tree.norm(gradient)}
+        region = trust_region.Region(hparams.max_kl, hparams.damping, hparams.backtrack_factor)
+        num_backtracks = config.num_backtracks if config.line_search else 0
+        params, info = trust_region.step(surrogate_and_kl, state.params, region, config.num_cg_steps, num_backtracks)
+        metrics |= info | {"policy/entropy": jnp.mean(old.policy.entropy())}
 
         # --- Update the values -----------------------------------------------------------------------------------
         transform = optimizer(hparams)
@@ -301,48 +296,6 @@ def trpo(
     return Algorithm(
         init, step, act, hyperparams, net.initial_memory, env_steps=batch_size, name="trpo", env=env, config=config
     )
-
-
-def _fisher(kl: Any, params: PyTree, damping: Array) -> Any:
-    """v ↦ (F + damping) v, F the Hessian of the mean KL divergence at the old policy (appendix C)."""
-
-    def product(vector: PyTree) -> PyTree:
-        _, curved = jax.jvp(jax.grad(kl), (params,), (vector,))
-        return jax.tree.map(lambda x, v: x + damping * v, curved, vector)
-
-    return product
-
-
-def _search(
-    surrogate_and_kl: Any, params: PyTree, whole: PyTree, hparams: Hyperparams, config: Config
-) -> tuple[PyTree, Metrics]:
-    """Shortens a step until the surrogate grows and the KL divergence is at most δ (appendix C); metrics of it."""
-    before, _ = surrogate_and_kl(params)
-
-    def taken(fraction: Array) -> PyTree:
-        return jax.tree.map(lambda old, change: old + fraction * change, params, whole)
-
-    def look(fraction: Array) -> tuple[Array, Array, Array]:
-        surrogate, kl = surrogate_and_kl(taken(fraction))
-        return (surrogate > before) & (kl <= hparams.max_kl), surrogate - before, kl
-
-    fraction = jnp.float32(1.0)
-    good, gain, kl = look(fraction)
-    if not config.line_search:
-        return taken(fraction), {"policy/kl": kl, "policy/step": fraction, "policy/improvement": gain}
-
-    def unfinished(carry: Any) -> Array:
-        return ~carry[0] & (carry[1] < config.num_backtracks)
-
-    def shorten(carry: Any) -> Any:
-        _, count, fraction, *_ = carry
-        fraction = fraction * hparams.backtrack_factor
-        good, gain, kl = look(fraction)
-        return good, count + 1, fraction, gain, kl
-
-    good, _, fraction, gain, kl = jax.lax.while_loop(unfinished, shorten, (good, jnp.int32(0), fraction, gain, kl))
-    fraction, gain, kl = (jnp.where(good, x, 0.0) for x in (fraction, gain, kl))
-    return taken(fraction), {"policy/kl": kl, "policy/step": fraction, "policy/improvement": gain}
 
 
 def _only_values(gradient: PyTree) -> PyTree:

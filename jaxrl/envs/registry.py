@@ -38,6 +38,7 @@ SUITES: dict[str, Suite] = {
     "continuing": Suite("jaxrl.envs.continuing", None, None, "an endless walk with an exact average reward"),
     "grids": Suite("jaxrl.envs.grids", None, None, "the grid worlds of objects of LPG, with exact best returns"),
     "chains": Suite("jaxrl.envs.chains", None, None, "delayed chains: the first action decides what the end pays"),
+    "locks": Suite("jaxrl.envs.locks", None, None, "combination locks seen through noise, whose end alone pays"),
     "playground": Suite("jaxrl.envs.adapters.playground", "mujoco_playground", "playground", "tasks of dm_control"),
     "navix": Suite("jaxrl.envs.adapters.navix", "navix", "navix", "MiniGrid"),
     "craftax": Suite("jaxrl.envs.adapters.craftax", "craftax", "craftax", "Crafter and NetHack-like worlds"),

@@ -22,6 +22,7 @@ from jaxrl.algorithms import (
     discrete_sac,
     dqn,
     harpg,
+    hnpg,
     lpg,
     mac,
     mpo,
@@ -316,6 +317,36 @@ _HARPG_OPTIONS = {
     "num_value_updates": 3,
     "network": NetworkConfig(hidden=(8,), activation="relu"),
 }
+
+
+def _hnpg(env: str, **changes: Any) -> Callable[..., Algorithm]:
+    tiny = {
+        "num_envs": 4,
+        "num_steps": 8,
+        "num_evaluations": 2,
+        "num_updates": 2,
+        "batch_size": 8,
+        "num_action_samples": 2,
+        "num_cg_steps": 4,
+        "network": ControlConfig(hidden=(8,), num_critics=1, activation="tanh"),
+        **changes,
+    }
+    return lambda **config: hnpg.hnpg(jaxrl.make_env(env), hnpg.Config(**{**tiny, **config}))
+
+
+_HNPG_OPTIONS = {
+    "num_envs": 8,
+    "num_steps": 16,
+    "num_evaluations": 3,
+    "num_updates": 3,
+    "batch_size": 16,
+    "num_cg_steps": 1,
+    "line_search": False,
+    "reset": "pooled",
+    "reset_size": 2,
+    "network": ControlConfig(hidden=(8,), num_critics=2),
+}
+_HNPG_INERT = {**_CPU, "online_weight": "only if hybrid", "hybrid": "it needs a dataset; see test_hnpg.py"}
 
 
 def _utilities(**config: Any) -> Algorithm:
@@ -631,6 +662,21 @@ CASES = {
     "trpo-continuous": Case("trpo", _trpo("gymnax/Pendulum-v1"), _TRPO_HPARAMS, {"num_backtracks": 1}, _CPU),
     "trpo-recurrent": Case(
         "trpo", _trpo("probe/Memory", memory="gru", memory_size=8), {"max_kl": 0.05}, {}, _WHOLE_STEP
+    ),
+    "hnpg": Case(
+        "hnpg",
+        _hnpg("probe/Credit"),
+        {"max_kl": 2.0, "max_grad_norm": 1.0},
+        _HNPG_OPTIONS,
+        {**_HNPG_INERT, "num_action_samples": "not with discrete actions"},
+    ),
+    "hnpg-continuous": Case(
+        "hnpg",
+        _hnpg("gymnax/Pendulum-v1"),
+        {"max_kl": 1.0},
+        {"num_action_samples": 3, "num_backtracks": 1},
+        {**_HNPG_INERT, **_SLOW},
+        slow=True,
     ),
     "ppo-population": Case(
         "ppo",

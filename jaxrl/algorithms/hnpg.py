@@ -1,0 +1,340 @@
+"""Hybrid natural policy gradient: an on-policy method that also learns from a dataset (Zhou et al. 2023, 2311.08384).
+
+One step of the algorithm (algorithm 3), with its shapes:
+
+    collect        T steps in B environments                                     [T, B]
+    targets        Monte Carlo returns y of what was collected                   [T, B]
+    evaluate       num_evaluations times, each with the last one's Q as Q':      algorithm 2, equation 1
+                     num_updates gradient steps on N of the dataset and N of the rollout, of
+                     mean (Q(s, a) - r - γ Q'(s', a'))² + λ mean (Q(s, a) - y)²,  a' ~ π
+    advantages     of the rollout by GAE with V(s) = E Q(s, a); of the dataset's states Q(s, a) - V(s) with a ~ π
+    policy         one natural-gradient step within a trust region, on both: E over the dataset + λ E over the rollout
+
+Bootstrapping is from the dataset only; what the agent did itself is regressed on returns. So where temporal differences
+go wrong there still is an on-policy critic, and where the rollout never comes the dataset tells of it. Unless
+`Config.hybrid` it is the natural policy gradient with a critic of state and action.
+
+Different from the paper, as in its authors' code (read beside the paper): the policy's advantages on the dataset are of
+actions that the policy draws there; the evaluations go on from the last step's critic, and the last one is taken
+instead of their mean. Different from both: one network for all time steps, with discounting, where they have one for
+each; minibatches, where they regress on everything at once; a rollout that is cut is bootstrapped from the critic.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxrl import acting, buffers, datasets, rollout, spaces, validation
+from jaxrl.networks.actor_critic import Output
+from jaxrl.networks.control import ControlConfig, control_networks
+from jaxrl.networks.initializers import initialize
+from jaxrl.ops import returns, statistics, trust_region
+from jaxrl.ops.distributions import Categorical, Gaussian
+from jaxrl.ops.leaves import Leaf, build
+from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
+
+_NETWORK = ControlConfig(hidden=(64, 64), num_critics=1, activation="tanh")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What fixes shapes or the traced program; another value is another program.
+
+    Attributes:
+      num_envs: environments stepped side by side, B.
+      num_steps: steps of each environment per iteration, T.
+      num_evaluations: regressions of a step, K_2 of algorithm 2.
+      num_updates: gradient steps of each.
+      batch_size: transitions of a gradient step from the rollout, and as many from the dataset, N.
+      num_action_samples: actions that V(s) is the mean over; not read if actions are discrete, where it is exact.
+      num_cg_steps: conjugate-gradient iterations at most.
+      line_search: whether the policy's step is shortened until it helps and keeps to the trust region, or taken whole.
+      num_backtracks: times that it is shortened at most; after that nothing is changed.
+      reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
+      reset_size: resets a step if pooled, states kept if cached.
+      matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
+      hybrid: whether there is a dataset, `hparams.replay` from `jaxrl.datasets.dataset`.
+      network: layers of policy and critics; a policy over a `Box` is Gaussian, several critics are averaged.
+    """
+
+    num_envs: int = 8
+    num_steps: int = 128
+    num_evaluations: int = 8
+    num_updates: int = 20
+    batch_size: int = 128
+    num_action_samples: int = 10
+    num_cg_steps: int = 10
+    line_search: bool = True
+    num_backtracks: int = 10
+    reset: rollout.ResetMode = "fresh"
+    reset_size: int = 0
+    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    hybrid: bool = False
+    network: ControlConfig = _NETWORK
+
+
+@struct.dataclass
+class Hyperparams:
+    """What is data: every leaf may be vmapped, searched, scheduled or meta-learned.
+
+    Attributes:
+      env: parameters of the environment.
+      replay: the dataset if hybrid, or ().
+      online_weight: λ, of the rollout's errors and advantages beside the dataset's.
+      max_kl: δ, the trust region's size in nats: the mean KL divergence from the old policy to the new one.
+      damping: added to the diagonal of the Fisher matrix.
+      backtrack_factor: by which the line search shortens the step, if `line_search`.
+      learning_rate: of the critic's Adam.
+      max_grad_norm: greatest global norm of the critic's gradient.
+      gamma: discount factor.
+      gae_lambda: λ of the advantages of the rollout.
+    """
+
+    env: PyTree
+    replay: PyTree
+    online_weight: Float[Array, ""]
+    max_kl: Float[Array, ""]
+    damping: Float[Array, ""]
+    backtrack_factor: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    max_grad_norm: Float[Array, ""]
+    gamma: Float[Array, ""]
+    gae_lambda: Float[Array, ""]
+
+
+@struct.dataclass
+class State:
+    """All that one step changes; saving this saves the run.
+
+    Attributes:
+      key: the random key that every later draw comes from.
+      params: parameters of the policy and the critic.
+      opt_state: the state of the critic's optimizer.
+      actor: environments in progress.
+      num_steps: iterations done.
+    """
+
+    key: Key
+    params: dict[str, PyTree]
+    opt_state: optax.OptState
+    actor: rollout.ActorState
+    num_steps: Int[Array, ""]
+
+
+@memoize
+def hnpg(env: Env, config: Config = Config()) -> Algorithm:
+    """Builds the hybrid natural policy gradient.
+
+    Args:
+      env: the environment to learn in; its actions are `Discrete` or a `Box` with finite bounds.
+      config: shapes and structure.
+
+    Returns:
+      The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`. Metrics `loss/online` and
+      `loss/offline` of the critic, `policy/kl` (of the step taken) and `policy/step` (α; 0 where the line search gave
+      up).
+
+    Raises:
+      ValueError: counts that are not positive, other actions or illegal ones, critics that learn distributions, drop
+        units or are normalized by the batch; on `init`
+        a hybrid without a dataset, or with one of another environment.
+
+    Example:
+      >>> import jaxrl
+      >>> agent = hnpg(jaxrl.make_env("gymnax/CartPole-v1"), Config(num_envs=4, num_steps=32, num_updates=2))
+      >>> state, metrics = jax.jit(jaxrl.train(agent, num_steps=2))(jax.random.key(1), agent.hyperparams())
+      >>> bool((metrics["policy/kl"] <= 0.0101).all())
+      True
+    """
+    space = env.action_space
+    reset = rollout.Reset(config.reset, config.reset_size)
+    counted = "num_envs num_steps num_evaluations num_updates batch_size num_action_samples num_cg_steps num_backtracks"
+    validation.counts("hnpg", config, counted.split())
+    validation.choices("hnpg", config)
+    validation.unmasked("hnpg", env)
+    reset.validate(config.num_envs)
+    layers = config.network
+    if layers.num_quantiles or layers.num_bins or layers.dropout or layers.norm == "batch":
+        raise ValueError(
+            "hnpg: critics learn means, without dropout or batch normalization; got "
+            f"num_quantiles = {layers.num_quantiles}, num_bins = {layers.num_bins}, dropout = {layers.dropout}, "
+            f"norm = {layers.norm!r}."
+        )
+    policy_net, critic_net = control_networks(env.observation_space, space, True, layers)
+    discrete = isinstance(space, spaces.Discrete)
+    batch_size = config.num_envs * config.num_steps
+    precision = config.matmul_precision
+    # Draws of the critic's updates, and states for the policy's.
+    of_critic, of_policy = (
+        buffers.fixed(size, 1, datasets.example_of(env)) for size in (config.batch_size, batch_size)
+    )
+
+    def hyperparams(**changes: Any) -> Hyperparams:
+        replay = of_critic.hyperparams() if config.hybrid else ()
+        return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), replay=replay)
+
+    optimizer = lambda hparams: optax.chain(
+        optax.clip_by_global_norm(hparams.max_grad_norm), optax.adam(hparams.learning_rate, eps=1e-5)
+    )
+
+    def policy_at(params: PyTree, obs: Observation) -> Any:
+        outputs: Any = policy_net.apply({"params": params}, obs)
+        mean, log_std = outputs
+        return Categorical(mean) if discrete else Gaussian(mean, log_std)
+
+    def critics_at(params: PyTree, obs: Observation, action: Action) -> Float[Array, "M ..."]:
+        """Of each critic, Q(s, a)."""
+        if not discrete:
+            return critic_net.apply({"params": params}, obs, action)[..., 0]  # type: ignore[index]
+        values: Any = critic_net.apply({"params": params}, obs)
+        taken = jnp.broadcast_to(action[None, ..., None], (*values.shape[:-1], 1))
+        return jnp.take_along_axis(values, taken, axis=-1)[..., 0]
+
+    def q_value(params: PyTree, obs: Observation, action: Action) -> Float[Array, "..."]:
+        return jnp.mean(critics_at(params, obs, action), axis=0)
+
+    def value_at(params: dict[str, PyTree], obs: Observation, noise: PyTree) -> Float[Array, "..."]:
+        """V(s) = E Q(s, a): over all actions, or over draws with noise [S, ..., A]."""
+        policy = policy_at(params["policy"], obs)
+        if discrete:
+            values: Any = critic_net.apply({"params": params["critic"]}, obs)
+            return jnp.sum(policy.probs() * jnp.mean(values, axis=0), axis=-1)
+        one = lambda noise: q_value(params["critic"], obs, policy.sample_from(noise))
+        return jnp.mean(jax.vmap(one)(noise), axis=0)
+
+    def init(key: Key, hparams: Hyperparams) -> State:
+        if config.hybrid:
+            datasets.check(env, hparams.replay, 1)
+        key, key_policy, key_critic, key_actor = jax.random.split(key, 4)
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
+        one = jax.tree.map(lambda x: x[0], actor.obs)
+        action = () if discrete else (jnp.zeros(spaces.size(space)),)
+        with jax.default_matmul_precision(precision):
+            params = {
+                "policy": initialize(policy_net, key_policy, one)["params"],
+                "critic": initialize(critic_net, key_critic, one, *action)["params"],
+            }
+        return State(key, params, optimizer(hparams).init(params["critic"]), actor, jnp.int32(0))
+
+    def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
+        with jax.default_matmul_precision(precision):
+            return _step(state, hparams)
+
+    def draw(hparams: Hyperparams, buffer: buffers.Buffer, bits: Array) -> buffers.NStep:
+        index = buffer.sample(hparams.replay, (), bits, jnp.float32(0.0)).index
+        return buffers.n_step(hparams.replay.items, index, 1, hparams.gamma)
+
+    def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
+        key, key_collect, *keys = jax.random.split(state.key, 8)
+        rounds = config.num_evaluations, config.num_updates
+
+        # --- Collect ---------------------------------------------------------------------------------------------
+        def look(obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
+            policy = policy_at(state.params["policy"], obs)
+            return Output(policy, jnp.zeros(start.shape), {}), memory
+
+        actor, batch, metrics = acting.collect(
+            key_collect, env, hparams.env, state.actor, look, config.num_steps, reset
+        )
+        ends = batch.terminated, batch.truncated
+
+        def noise(key: Key, shape: tuple[int, ...]) -> PyTree:
+            return () if discrete else jax.random.normal(key, (config.num_action_samples, *shape, spaces.size(space)))
+
+        noise_next = noise(keys[0], batch.reward.shape)
+
+        # --- Evaluate --------------------------------------------------------------------------------------------
+        next_value = value_at(state.params, batch.next_obs, noise_next)
+        target = returns.lambda_returns(batch.reward, next_value, *ends, hparams.gamma, 1.0)
+        flat = jax.tree.map(lambda x: x.reshape((batch_size, *x.shape[2:])), (batch.obs, batch.action, target))
+        transform, policy_params = optimizer(hparams), state.params["policy"]
+
+        def losses(params: PyTree, last: PyTree, row: Any) -> tuple[Array, tuple[Array, Array]]:
+            index, bits, key = row
+            obs, action, target = jax.tree.map(lambda x: x[index], flat)
+            online = jnp.mean(jnp.square(critics_at(params, obs, action) - target[None]))
+            if not config.hybrid:
+                return online, (online, jnp.float32(0.0))
+            drawn = draw(hparams, of_critic, bits)
+            following = q_value(last, drawn.next_obs, policy_at(policy_params, drawn.next_obs).sample(key))
+            bootstrapped = drawn.reward + drawn.discount * following
+            offline = jnp.mean(jnp.square(critics_at(params, drawn.obs, drawn.action) - bootstrapped[None]))
+            return offline + hparams.online_weight * online, (online, offline)
+
+        def evaluation(carry: tuple[PyTree, Any], rows: Any) -> tuple[Any, Any]:
+            last, _ = carry
+
+            def update(carry: tuple[PyTree, Any], row: Any) -> tuple[Any, Any]:
+                params, opt_state = carry
+                gradient, info = jax.grad(losses, has_aux=True)(params, last, row)
+                updates, opt_state = transform.update(gradient, opt_state, params)
+                return (optax.apply_updates(params, updates), opt_state), info
+
+            return jax.lax.scan(update, carry, rows)
+
+        # All random numbers of the updates in one draw, before the loops.
+        index = jax.random.randint(keys[1], (*rounds, config.batch_size), 0, batch_size)
+        bits = of_critic.noise(keys[2], *rounds) if config.hybrid else ()
+        rows = index, bits, jax.random.split(keys[3], rounds)
+        (critic, opt_state), (online, offline) = jax.lax.scan(
+            evaluation, (state.params["critic"], state.opt_state), rows
+        )
+        metrics |= {"loss/online": jnp.mean(online[-1]), "loss/offline": jnp.mean(offline[-1])}
+        params = {"policy": policy_params, "critic": critic}
+
+        # --- Advantages ------------------------------------------------------------------------------------------
+        value = value_at(params, batch.obs, noise(keys[4], batch.reward.shape))
+        next_value = value_at(params, batch.next_obs, noise_next)
+        advantage = returns.gae(batch.reward, value, next_value, *ends, hparams.gamma, hparams.gae_lambda)
+        metrics["value/explained_variance"] = statistics.explained_variance(value, target)
+        parts = [(batch.obs, batch.action, advantage, hparams.online_weight if config.hybrid else jnp.float32(1.0))]
+        if config.hybrid:
+            key_bits, key_action, key_value = jax.random.split(keys[5], 3)
+            obs = draw(hparams, of_policy, of_policy.noise(key_bits)).obs
+            action = policy_at(policy_params, obs).sample(key_action)
+            gain = q_value(critic, obs, action) - value_at(params, obs, noise(key_value, (batch_size,)))
+            parts.append((obs, action, gain, jnp.float32(1.0)))
+
+        # --- Update the policy -----------------------------------------------------------------------------------
+        old = [policy_at(policy_params, obs) for obs, *_ in parts]
+        old_log_prob = [policy.log_prob(action) for policy, (_, action, *_) in zip(old, parts, strict=True)]
+        total = sum(weight for *_, weight in parts)
+
+        def surrogate_and_kl(params: PyTree) -> tuple[Array, Array]:
+            surrogate, kl = jnp.float32(0.0), jnp.float32(0.0)
+            for before, log_prob, (obs, action, advantage, weight) in zip(old, old_log_prob, parts, strict=True):
+                new = policy_at(params, obs)
+                ratio = jnp.exp(new.log_prob(action) - log_prob)
+                surrogate += weight / total * jnp.mean(ratio * advantage)
+                kl += weight / total * jnp.mean(before.kl(new))
+            return surrogate, kl
+
+        region = trust_region.Region(hparams.max_kl, hparams.damping, hparams.backtrack_factor)
+        num_backtracks = config.num_backtracks if config.line_search else 0
+        moved, info = trust_region.step(surrogate_and_kl, policy_params, region, config.num_cg_steps, num_backtracks)
+        metrics |= info | {"policy/entropy": jnp.mean(old[0].entropy())}
+        return State(key, {"policy": moved, "critic": critic}, opt_state, actor, state.num_steps + 1), metrics
+
+    def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
+        with jax.default_matmul_precision(precision):
+            policy = policy_at(state.params["policy"], obs)
+        return acting.choose(env, Output(policy, jnp.float32(0.0), {}), key), memory
+
+    return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="hnpg", env=env, config=config)
+
+
+_LEAVES = {
+    "online_weight": Leaf(1.0, 0.0, needs=("hybrid", True)),
+    "max_kl": Leaf(0.01, 1e-12),
+    "damping": Leaf(0.1, 0.0),
+    "backtrack_factor": Leaf(0.8, 0.0, 1.0, needs=("line_search", True)),
+    "learning_rate": Leaf(1e-3, 0.0),
+    "max_grad_norm": Leaf(10.0, 1e-12),
+    "gamma": Leaf(0.99, 0.0, 1.0),
+    "gae_lambda": Leaf(0.97, 0.0, 1.0),
+}

@@ -1,0 +1,143 @@
+"""The hybrid natural policy gradient: what is bootstrapped, what is regressed, and what each moves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrl
+from jaxrl import datasets
+from jaxrl.algorithms import hnpg
+from jaxrl.buffers import Experience
+from jaxrl.envs import locks
+from jaxrl.networks.control import ControlConfig
+
+SMALL = {"num_envs": 16, "num_steps": 16, "network": ControlConfig(hidden=(32,), num_critics=1, activation="tanh")}
+GAMMA = 0.5
+STILL = {"max_kl": 1e-12, "gamma": GAMMA, "learning_rate": 1e-2}
+
+
+def random_episodes(env, num_episodes, reward=None, epsilon=1.0):
+    """A dataset of episodes of a lock: actions right or, with probability ε, uniform; rewards given or the lock's."""
+    params, num_actions, horizon = env.default_params(), 10, env.max_episode_steps
+    discrete = env.name.endswith("Discrete")
+
+    def episode(key):
+        def step(carry, key):
+            state, obs = carry
+            key_choice, key_action, key_step = jax.random.split(key, 3)
+            action = locks.right_action(params, state)
+            if discrete:
+                other, taken = jax.random.randint(key_action, (), 0, num_actions), action
+            else:
+                other, taken = jax.random.uniform(key_action, (num_actions,)), jax.nn.one_hot(action, num_actions)
+            taken = jnp.where(jax.random.bernoulli(key_choice, epsilon), other, taken)
+            after, told = env.step(key_step, state, taken, params)
+            paid = told.reward if reward is None else reward(taken)
+            stored = taken if discrete else 2.0 * taken - 1.0
+            return (after, told.obs), Experience(obs, stored, paid, told.terminated, told.truncated, told.obs)
+
+        key_reset, key_steps = jax.random.split(key)
+        return jax.lax.scan(step, env.reset(key_reset, params), jax.random.split(key_steps, horizon))[1]
+
+    return datasets.dataset(jax.vmap(episode, out_axes=1)(jax.random.split(jax.random.key(3), num_episodes)))
+
+
+def critic_of(agent, state, obs):
+    """Q of all discrete actions."""
+    net = hnpg.control_networks(agent.env.observation_space, agent.env.action_space, True, agent.config.network).critic
+    return np.asarray(net.apply({"params": state.params["critic"]}, obs)).mean(0)
+
+
+def test_the_dataset_is_bootstrapped_and_the_rollout_is_regressed():
+    """All of the dataset's rewards are 1: Q is 1 at the end and 1 + γ before. The lock itself pays 0.05 at the end."""
+    env = jaxrl.make_env("locks/Discrete", horizon=2)
+    data = random_episodes(env, 256, reward=lambda action: jnp.float32(1.0))
+    agent = jaxrl.make("hnpg", env, hybrid=True, **SMALL)
+    first, last = (data.items.obs[i, :64] for i in range(2))
+    for weight, at_end, before in ((0.0, 1.0, 1.0 + GAMMA), (1e4, 0.05, 0.05 * GAMMA)):
+        hparams = agent.hyperparams(replay=data, online_weight=weight, **STILL)
+        state, metrics = jax.jit(jaxrl.train(agent, 20))(jax.random.key(0), hparams)
+        np.testing.assert_allclose(critic_of(agent, state, last).mean(), at_end, atol=0.05)
+        np.testing.assert_allclose(critic_of(agent, state, first).mean(), before, atol=0.08)
+        assert (metrics["policy/kl"] <= 1e-6).all()
+
+
+def test_the_dataset_moves_the_policy_where_the_rollout_pays_nothing():
+    """The dataset pays for action 3; the lock pays next to nothing, and without a dataset nothing is preferred."""
+    env = jaxrl.make_env("locks/Discrete", horizon=2)
+    data = random_episodes(env, 256, reward=lambda action: (action == 3).astype(jnp.float32))
+    obs = data.items.obs[0, :64]
+
+    def share(hybrid, **changes):
+        agent = jaxrl.make("hnpg", env, hybrid=hybrid, **SMALL)
+        hparams = agent.hyperparams(gamma=GAMMA, **changes)
+        state, _ = jax.jit(jaxrl.train(agent, 60))(jax.random.key(0), hparams)
+        chosen = jax.vmap(lambda obs: agent.act(state, (), obs, None)[0])(obs)
+        return float(jnp.mean(chosen == 3))
+
+    assert share(True, replay=data, online_weight=0.1, max_kl=0.05) >= 0.95
+    assert share(False, max_kl=0.05) <= 0.5
+
+
+def test_members_with_datasets_of_their_own_are_as_alone():
+    env = jaxrl.make_env("locks/Continuous", horizon=2)
+    tiny = {**SMALL, "hybrid": True, "num_evaluations": 2, "num_updates": 2}
+    agent = jaxrl.make("hnpg", env, **tiny)
+    data = [random_episodes(env, 32, reward=lambda action, i=i: i * action[0]) for i in (0, 5)]
+    both = jax.tree.map(lambda *x: jnp.stack(x), *[agent.hyperparams(replay=one) for one in data])
+    keys = jax.random.split(jax.random.key(1), 2)
+    run = jaxrl.train(agent, 2)
+    states, metrics = jax.jit(jax.vmap(run))(keys, both)
+    for i in range(2):
+        alone, told = jax.jit(run)(keys[i], agent.hyperparams(replay=data[i]))
+        np.testing.assert_allclose(metrics["loss/offline"][i], told["loss/offline"], rtol=1e-2)
+        for x, y in zip(jax.tree.leaves(states.params), jax.tree.leaves(alone.params), strict=True):
+            # Conjugate gradients amplify another order of sums.
+            np.testing.assert_allclose(x[i], y, rtol=2e-3, atol=3e-3)
+    one, other = np.asarray(metrics["loss/offline"])[:, 0]
+    assert other > 5.0 * one
+
+
+def test_without_a_dataset_it_learns_from_its_rollouts():
+    """1 is the best return; a random policy has 0."""
+    agent = jaxrl.make("hnpg", jaxrl.make_env("probe/Credit"), **SMALL)
+    hparams = agent.hyperparams(max_kl=0.05)
+    keys = jax.random.split(jax.random.key(0), 5)
+    states, _ = jax.jit(jax.vmap(jaxrl.train(agent, 40), (0, None)))(keys, hparams)
+    play = jax.jit(jax.vmap(jaxrl.evaluate(agent, 32), (0, 0, None)))
+    got = np.asarray(play(jax.random.split(jax.random.key(1), 5), states, hparams.env).mean_return)
+    assert (got >= 0.95).all(), got
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_dataset_opens_a_lock():
+    """Continuous actions, five steps: with episodes of which a third end well 5 of 5 seeds, alone none."""
+    env = jaxrl.make_env("locks/Continuous", horizon=5)
+    data = random_episodes(env, 10_000, epsilon=0.2)
+    keys = jax.random.split(jax.random.key(0), 5)
+    for changes, passed in (({"replay": data}, lambda x: x >= 0.8), ({}, lambda x: x <= 0.2)):
+        agent = jaxrl.make("hnpg", env, num_envs=16, num_steps=64, hybrid=bool(changes))
+        _, metrics = jax.jit(jax.vmap(jaxrl.train(agent, 120), (0, None)))(
+            keys, agent.hyperparams(gamma=1.0, **changes)
+        )
+        late = {name: np.asarray(metrics[f"episode/{name}"])[:, -10:].sum(-1) for name in ("return_sum", "count")}
+        got = late["return_sum"] / late["count"]
+        print(np.round(got, 2))
+        assert passed(got).all(), got
+
+
+def test_messages():
+    env = jaxrl.make_env("locks/Discrete", horizon=2)
+    agent = jaxrl.make("hnpg", env, hybrid=True, **SMALL)
+    with pytest.raises(ValueError, match=r"online_weight = 2\.0 has no effect while config.hybrid = False"):
+        jaxrl.make("hnpg", env, **SMALL).hyperparams(online_weight=2.0)
+    with pytest.raises(ValueError, match="replay: needs a dataset"):
+        agent.init(jax.random.key(0), agent.hyperparams())
+    other = random_episodes(jaxrl.make_env("locks/Discrete", horizon=20), 2)
+    with pytest.raises(ValueError, match="transitions of locks/Discrete are"):
+        agent.init(jax.random.key(0), agent.hyperparams(replay=other))
+    for layers in ({"num_quantiles": 5}, {"dropout": True}, {"norm": "batch"}):
+        with pytest.raises(ValueError, match="critics learn means, without dropout or batch normalization"):
+            jaxrl.make("hnpg", jaxrl.make_env("locks/Continuous"), network=ControlConfig(**layers))
