@@ -10,6 +10,7 @@ hyperparameters, seeds and steps.
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--table", action="store_true", help="of what is there; nothing is run")
-    parser.add_argument("--tiny", action="store_true", help="two iterations of two seeds")
+    parser.add_argument("--tiny", action="store_true", help="two iterations of two seeds, kept elsewhere")
     arguments = parser.parse_args()
     sizes = (2, 0, 2) if arguments.tiny else (arguments.seeds, arguments.steps, 32)
+    if arguments.tiny:
+        arguments.out = Path(tempfile.mkdtemp())
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for task in arguments.tasks:

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 import jaxrl
 from jaxrl.algorithms import ppo
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import statistics, style, tables
 from jaxrl.analysis.spans import draw_spans, span_returns
 from jaxrl.networks import NetworkConfig
 from jaxrl.networks.actor_critic import Policy
@@ -70,12 +70,6 @@ def run(
     return span_returns(metrics, NUM_POINTS), finals[0], finals[1]
 
 
-def interval(values: np.ndarray) -> str:
-    """The mean over seeds with its 95% bootstrap interval."""
-    low, high = statistics.bootstrap_interval(values, statistics.mean)
-    return f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
-
-
 def main() -> None:
     """Runs all tasks and heads, prints the table and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,11 +90,9 @@ def main() -> None:
             curve, final, drawn = run(task, TASKS.get(task, 0.99), head, num_seeds, num_steps)
             gaussian = final if head == "gaussian" else gaussian
             better = float(statistics.probability_of_improvement(final, gaussian))
-            print(
-                f"| {task} | {head} | {interval(final)} | {interval(drawn)} | {better:.2f} | "
-                f"{time.perf_counter() - begin:.0f} |",
-                flush=True,
-            )
+            returns = [tables.interval(x, ".1f") for x in (final, drawn)]
+            seconds = f"{time.perf_counter() - begin:.0f}"
+            print(tables.row(task, head, *returns, f"{better:.2f}", seconds), flush=True)
             draw_spans(panel, curve, num_steps, index=i, label=head)
         panel.set(title=task.split("/")[1], xlabel="environment steps")
         style.tidy(panel)
@@ -108,7 +100,8 @@ def main() -> None:
     panels[0, 0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=90)
+    if not arguments.tiny:
+        figure.savefig(arguments.out, dpi=90)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 
 import jaxrl
 from jaxrl.algorithms import avg, sac
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import style, tables
 from jaxrl.analysis.spans import draw_spans, span_returns
 from jaxrl.meta.layout import choose_layout
 from jaxrl.networks.control import ControlConfig
@@ -102,12 +102,6 @@ def curves(
     return returns.reshape(len(settings), len(keys), -1)
 
 
-def interval(values: np.ndarray) -> str:
-    """The mean over seeds with its 95% bootstrap interval."""
-    low, high = statistics.bootstrap_interval(values, statistics.mean)
-    return f"{values.mean():.0f} [{low:.0f}, {high:.0f}]"
-
-
 def main() -> None:
     """Runs all tasks and arms, prints the table and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,14 +142,15 @@ def main() -> None:
         for arm, (searched, best, found, seconds) in rows.items():
             share = f"{int((searched >= near).sum())} of {len(settings)}"
             chosen = ", ".join(f"{value:g}" for value in best.values())
-            row = [task, arm, interval(found[:, -5:].mean(-1)), share, chosen, f"{seconds:.0f}"]
+            row = [task, arm, tables.interval(found[:, -5:].mean(-1), ".0f"), share, chosen, f"{seconds:.0f}"]
             print("| " + " | ".join(row) + " |", flush=True)
         panel.set(title=task.split("/")[1], xlabel="transitions")
         style.tidy(panel)
     panels[0, 0].set_ylabel("return while training")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=90)
+    if not arguments.tiny:
+        figure.savefig(arguments.out, dpi=90)
 
 
 if __name__ == "__main__":

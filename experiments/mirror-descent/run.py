@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import jaxrl
 from jaxrl import objectives
 from jaxrl.algorithms import ppo, trpo
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import statistics, style, tables
 from jaxrl.analysis.spans import draw_spans, span_returns
 
 # Task: discount. The steps of a Pendulum matter for a second or two, those of the others for the whole episode.
@@ -73,12 +73,6 @@ def run(task: str, gamma: float, arm: str, num_seeds: int, num_steps: int) -> tu
     return span_returns(metrics, NUM_POINTS), np.asarray(episodes.mean_return)
 
 
-def interval(values: np.ndarray) -> str:
-    """The interquartile mean over seeds with its 95% bootstrap interval."""
-    low, high = statistics.bootstrap_interval(values, statistics.iqm)
-    return f"{float(statistics.iqm(values)):.1f} [{low:.1f}, {high:.1f}]"
-
-
 def main() -> None:
     """Runs all tasks and arms, prints the table and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,14 +97,22 @@ def main() -> None:
             draw_spans(panel, curve, num_steps, statistics.iqm, i, arm)
         for arm, (curve, final, seconds) in results.items():
             better = float(statistics.probability_of_improvement(final, results["ppo"][1]))
-            row = [task, arm, interval(final), interval(curve[:, -1]), f"{better:.2f}", f"{seconds:.0f}"]
+            row = [
+                task,
+                arm,
+                tables.interval(final, ".1f", statistics.iqm),
+                tables.interval(curve[:, -1], ".1f", statistics.iqm),
+                f"{better:.2f}",
+                f"{seconds:.0f}",
+            ]
             print("| " + " | ".join(row) + " |", flush=True)
         panel.set(title=task.split("/")[1], xlabel="environment steps")
         style.tidy(panel)
     panels[0, 0].set_ylabel("return while training")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=90)
+    if not arguments.tiny:
+        figure.savefig(arguments.out, dpi=90)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import jaxrl
 from jaxrl import objectives
 from jaxrl.algorithms import ppo
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import statistics, style, tables
 from jaxrl.analysis.spans import draw_spans, span_returns
 from jaxrl.networks import ActorCritic
 from jaxrl.ops import distributions
@@ -152,10 +152,7 @@ def run(name: str, arm: str, task: Task) -> dict[str, np.ndarray]:
 def interval(values: Any, digits: int) -> str:
     """The mean over seeds with its 95% bootstrap interval; nothing if there is no such number."""
     values = np.asarray(values, np.float64)
-    if not values.size or np.isnan(values).any():
-        return ""
-    low, high = statistics.bootstrap_interval(values, statistics.mean)
-    return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return tables.interval(values, f".{digits}f") if values.size and not np.isnan(values).any() else ""
 
 
 def report(rows: list[dict[str, Any]], figure_path: Path) -> None:

@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import jaxrl
 from jaxrl import acting, estimators, objectives
 from jaxrl.algorithms import harpg, ppo
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import statistics, style, tables
 from jaxrl.networks import NetworkConfig
 from jaxrl.ops import optimizers
 
@@ -141,12 +141,6 @@ def program(arm: Arm, num_iterations: int) -> Callable[[np.ndarray, np.ndarray],
     return run
 
 
-def interval(values: np.ndarray) -> str:
-    """IQM of [seeds] and its 95% bootstrap interval."""
-    low, high = statistics.bootstrap_interval(values)
-    return f"{statistics.iqm(values):.1f} [{low:.1f}, {high:.1f}]"
-
-
 def main() -> None:
     """Runs all arms, prints the table and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,12 +169,11 @@ def main() -> None:
         seconds = time.process_time() - begin
         for kind, values in rows.items():
             of_actor = kind == "return"
-            cells = " | ".join(f"{x:.0f}" if of_actor else "" for x in tried)
+            cells = [f"{x:.0f}" if of_actor else "" for x in tried]
             name = arm.name if of_actor else f"{arm.name}, iterate"
+            returns = [tables.interval(x, ".1f", statistics.iqm) for x in (values.mean(0), values[-1])]
             print(
-                f"| {name} | {RATES[best]:g} | {interval(values.mean(0))} | {interval(values[-1])} | {cells} | "
-                f"{f'{seconds:.0f}' if of_actor else ''} |",
-                flush=True,
+                tables.row(name, f"{RATES[best]:g}", *returns, *cells, f"{seconds:.0f}" if of_actor else ""), flush=True
             )
         # Seven colors, then again with another dash.
         look = {"color": style.COLORS[i % len(style.COLORS)], "linestyle": style.DASHES[i // len(style.COLORS)]}
@@ -194,7 +187,8 @@ def main() -> None:
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     figure.tight_layout()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=90)
+    if not arguments.tiny:
+        figure.savefig(arguments.out, dpi=90)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,8 @@ def main() -> None:
     lines, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="lower center", ncols=len(RATES), frameon=False, fontsize=8)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=90)
+    if not arguments.tiny:
+        figure.savefig(arguments.out, dpi=90)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def main() -> None:
     panels[0, 0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=90)
+    if not arguments.tiny:
+        figure.savefig(arguments.out, dpi=90)
 
 
 if __name__ == "__main__":

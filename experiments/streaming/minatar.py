@@ -12,6 +12,7 @@ is reported.
 import argparse
 import dataclasses
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,11 +168,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240_000)
     parser.add_argument("--search-steps", type=int, default=80_000, help="of each rate's runs")
     parser.add_argument("--table", action="store_true", help="of what is there; nothing is run")
-    parser.add_argument("--tiny", action="store_true", help="two iterations of two seeds")
+    parser.add_argument("--tiny", action="store_true", help="two iterations of two seeds, kept elsewhere")
     arguments = parser.parse_args()
     sizes = (arguments.seeds, arguments.steps, arguments.search_steps)
     if arguments.tiny:
         sizes = (2, 0, 0)
+    if arguments.tiny:
+        arguments.out = Path(tempfile.mkdtemp())
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "minatar.json"
     rows = json.loads(path.read_text()) if path.exists() else []

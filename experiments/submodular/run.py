@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import jaxrl
-from jaxrl.analysis import statistics, style
+from jaxrl.analysis import statistics, style, tables
 from jaxrl.networks import NetworkConfig
 from jaxrl.types import Algorithm, Env
 
@@ -154,12 +154,6 @@ def learn(name: str, observe: str, settings: np.ndarray, num_seeds: int, iterati
     return np.asarray(jax.jit(jax.vmap(jax.vmap(one, (0, None)), (None, 0)))(keys, jnp.asarray(settings)))
 
 
-def interval(values: np.ndarray) -> str:
-    """The mean over seeds with its 95% bootstrap interval."""
-    low, high = statistics.bootstrap_interval(values, statistics.mean)
-    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
-
-
 def main() -> None:
     """Runs all tasks and arms, prints the table and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,7 +182,7 @@ def main() -> None:
         for row, slip in enumerate(SLIPS):
             env = agent_for(name, "position")[1]
             bound = exact(name, env, TASKS[name]["size"], slip)
-            cells = [interval(curves[arm, slip][:, -1]) for arm in ARMS]
+            cells = [tables.interval(curves[arm, slip][:, -1]) for arm in ARMS]
             values = " | ".join([f"{bound[rule]:.2f}" for rule in RULES] + cells)
             print(f"| {name} | {slip} | {values} |", flush=True)
             panel = panels[row, column]
@@ -208,7 +202,8 @@ def main() -> None:
     panels[0, -1].legend(frameon=False, fontsize=7, loc="center right")
     figure.tight_layout()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.out, dpi=90)
+    if not arguments.tiny:
+        figure.savefig(arguments.out, dpi=90)
 
 
 if __name__ == "__main__":
