@@ -116,9 +116,9 @@ def report(arms: list[str], rows: list[dict[str, Any]], path: Path, form: str, l
             # Before the first episode has ended there is no return.
             averages = np.nanmean(curve, axis=1), np.nanmean(curve[:, -NUM_SPANS // 5 :], axis=1)
             cells = (tables.interval(x, form, statistics.iqm) for x in averages)
-            print(tables.row(task.partition("/")[2], row["arm"], *cells, row["seconds"]))
+            print(tables.row(task.partition("/")[2] or task, row["arm"], *cells, row["seconds"]))
             draw_spans(panel, curve, row["num_steps"], statistics.iqm, arms.index(row["arm"]), row["arm"])
-        panel.set(title=task.partition("/")[2], xlabel=labels[0])
+        panel.set(title=task.partition("/")[2] or task, xlabel=labels[0])
         panel.locator_params(axis="x", nbins=4)
         style.tidy(panel)
     panels[0, 0].set_ylabel(f"{labels[1]}, IQM")

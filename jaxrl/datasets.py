@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxrl import spaces
 from jaxrl.buffers import BufferState, Experience
@@ -57,6 +58,7 @@ def dataset(source: Experience | BufferState) -> BufferState:
     else:
         single = np.ndim(source.reward) == 1
         arrays = {field.name: jax.tree.map(np.asarray, getattr(source, field.name)) for field in _FIELDS}
+        arrays["reward"] = arrays["reward"].astype(np.float32)
         rows = Experience(**jax.tree.map(lambda x: x[:, None] if single and x.ndim else x, arrays))
     shape = rows.reward.shape
     leading = sorted({x.shape[:2] for x in jax.tree.leaves(rows)})
@@ -101,8 +103,8 @@ def check(env: Env, data: Any, num_rows: int) -> None:
       num_rows: of a window.
 
     Raises:
-      ValueError: it is no dataset or has no rows, too few for a window, or leaves of another tree, shape or kind of
-        number.
+      ValueError: it is no dataset or has no rows, too few for a window, leaves of another tree, shape or kind of
+        number, or discrete actions that there are not.
     """
     if not isinstance(data, BufferState) or not data.items.reward.shape[0]:
         raise ValueError(
@@ -121,6 +123,14 @@ def check(env: Env, data: Any, num_rows: int) -> None:
         raise ValueError(
             f"replay: transitions of {env.name} are {expected}, after the leading axes; those of the dataset {found}."
         )
+    action = data.items.action
+    if isinstance(env.action_space, spaces.Discrete) and not isinstance(action, Tracer):
+        least, greatest = int(action.min()), int(action.max())
+        if least < 0 or greatest >= env.action_space.n:
+            raise ValueError(
+                f"replay: actions of {env.name} are 0 to {env.action_space.n - 1}; those of the dataset are {least} to "
+                f"{greatest}."
+            )
     if data.items.reward.shape[0] < num_rows:
         raise ValueError(
             f"replay: a draw needs {num_rows} rows in a stream (n_step); the dataset has {data.items.reward.shape[0]}."

@@ -9,7 +9,8 @@ The smaller sizes are this script's: horizons, and one network for all time step
 
 arms    hnpg           with the dataset
         hnpg alone     without it: the same on-policy method
-        trpo           with a value function instead of a critic of actions
+        trpo           of this framework with its defaults: a value function instead of a critic of actions, advantages
+                       standardized
         rewards of 0   hnpg whose dataset pays nothing, to see whether it matters what it tells of rewards
 """
 
@@ -79,7 +80,7 @@ def curves(arm: tuple[str, str | None], task: str, num_steps: int, num_seeds: in
     """Mean return of the episodes of each of equal parts of training, [seeds, spans]."""
     name, data = arm
     agent = jaxrl.make(name, lock(task), **SIZES, **({"hybrid": True} if data else {}))
-    hparams = agent.hyperparams(gamma=1.0)
+    hparams = agent.hyperparams(gamma=1.0, gae_lambda=0.97)
     if data:
         replay = collected(task)
         if data == "unpaid":

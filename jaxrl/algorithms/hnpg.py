@@ -10,14 +10,17 @@ One step of the algorithm (algorithm 3), with its shapes:
     advantages     of the rollout by GAE with V(s) = E Q(s, a); of the dataset's states Q(s, a) - V(s) with a ~ π
     policy         one natural-gradient step within a trust region, on both: E over the dataset + λ E over the rollout
 
-Bootstrapping is from the dataset only; what the agent did itself is regressed on returns. So where temporal differences
-go wrong there still is an on-policy critic, and where the rollout never comes the dataset tells of it. Unless
-`Config.hybrid` it is the natural policy gradient with a critic of state and action.
+Temporal differences are for the dataset's transitions; the rollout's are regressed on what was paid, completed with V
+only where the rollout was cut: choose `num_steps` that hold whole episodes. So where temporal differences go wrong
+there still is an on-policy critic, and where the rollout never comes the dataset tells of it. Unless `Config.hybrid` it
+is the natural policy gradient with a critic of state and action.
 
-Different from the paper, as in its authors' code (read beside the paper): the policy's advantages on the dataset are of
-actions that the policy draws there; the evaluations go on from the last step's critic, and the last one is taken
-instead of their mean. Different from both: one network for all time steps, with discounting, where they have one for
-each; minibatches, where they regress on everything at once; a rollout that is cut is bootstrapped from the critic.
+Different from the paper, as in its authors' code (read beside the paper): the step is TRPO's; the policy's advantages
+on the dataset are of actions that the policy draws there; one rollout serves all evaluations, which go on from the last
+step's critic, and the last of each is taken, of critics as of policies, instead of a mean. Different from both: one
+network for all time steps, with discounting, where they have one for each; minibatches and one Adam throughout, where
+they regress anew on everything at once; λ for both losses (in the code 1); a standard deviation that depends on the
+state; the critic sees actions clipped to the bounds; the line search asks for any gain and for the KL divergence.
 """
 
 import dataclasses
@@ -38,6 +41,7 @@ from jaxrl.ops.distributions import Categorical, Gaussian
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
 
+_LOG_STD = (-10.0, 2.0)
 _NETWORK = ControlConfig(hidden=(64, 64), num_critics=1, activation="tanh")
 
 
@@ -85,7 +89,8 @@ class Hyperparams:
     Attributes:
       env: parameters of the environment.
       replay: the dataset if hybrid, or ().
-      online_weight: λ, of the rollout's errors and advantages beside the dataset's.
+      online_weight: λ, of the rollout beside the dataset: of the critic's errors, of the policy's advantages and its
+        divergence.
       max_kl: δ, the trust region's size in nats: the mean KL divergence from the old policy to the new one.
       damping: added to the diagonal of the Fisher matrix.
       backtrack_factor: by which the line search shortens the step, if `line_search`.
@@ -135,14 +140,14 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
       config: shapes and structure.
 
     Returns:
-      The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`. Metrics `loss/online` and
-      `loss/offline` of the critic, `policy/kl` (of the step taken) and `policy/step` (α; 0 where the line search gave
-      up).
+      The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`. Metrics `loss/online` and, if hybrid,
+      `loss/offline` of the critic, `policy/kl` of the step taken (if hybrid the mean over both kinds of states, the
+      rollout's weighing `online_weight`) and `policy/step` (α; 0 where the line search gave up).
 
     Raises:
       ValueError: counts that are not positive, other actions or illegal ones, critics that learn distributions, drop
-        units or are normalized by the batch; on `init`
-        a hybrid without a dataset, or with one of another environment.
+        units, are normalized by the batch or on spheres; on `init` a hybrid without a dataset or with one of another
+        environment, or a dataset that would have no effect.
 
     Example:
       >>> import jaxrl
@@ -159,11 +164,12 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
     validation.unmasked("hnpg", env)
     reset.validate(config.num_envs)
     layers = config.network
-    if layers.num_quantiles or layers.num_bins or layers.dropout or layers.norm == "batch":
+    sphere = layers.block == "hyperspherical"
+    if layers.num_quantiles or layers.num_bins or layers.dropout or layers.norm == "batch" or sphere:
         raise ValueError(
-            "hnpg: critics learn means, without dropout or batch normalization; got "
+            "hnpg: critics learn means, without dropout, batch normalization or hyperspherical blocks; got "
             f"num_quantiles = {layers.num_quantiles}, num_bins = {layers.num_bins}, dropout = {layers.dropout}, "
-            f"norm = {layers.norm!r}."
+            f"norm = {layers.norm!r}, block = {layers.block!r}."
         )
     policy_net, critic_net = control_networks(env.observation_space, space, True, layers)
     discrete = isinstance(space, spaces.Discrete)
@@ -171,11 +177,12 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
     precision = config.matmul_precision
     # Draws of the critic's updates, and states for the policy's.
     of_critic, of_policy = (
-        buffers.fixed(size, 1, datasets.example_of(env)) for size in (config.batch_size, batch_size)
+        buffers.fixed(size, 1, datasets.example_of(env)) if config.hybrid else None
+        for size in (config.batch_size, batch_size)
     )
 
     def hyperparams(**changes: Any) -> Hyperparams:
-        replay = of_critic.hyperparams() if config.hybrid else ()
+        replay = of_critic.hyperparams() if of_critic else ()
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), replay=replay)
 
     optimizer = lambda hparams: optax.chain(
@@ -185,12 +192,13 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
     def policy_at(params: PyTree, obs: Observation) -> Any:
         outputs: Any = policy_net.apply({"params": params}, obs)
         mean, log_std = outputs
-        return Categorical(mean) if discrete else Gaussian(mean, log_std)
+        return Categorical(mean) if discrete else Gaussian(mean, jnp.clip(log_std, *_LOG_STD))
 
     def critics_at(params: PyTree, obs: Observation, action: Action) -> Float[Array, "M ..."]:
         """Of each critic, Q(s, a)."""
         if not discrete:
-            return critic_net.apply({"params": params}, obs, action)[..., 0]  # type: ignore[index]
+            # As the environment takes them, and as a dataset has them.
+            return critic_net.apply({"params": params}, obs, jnp.clip(action, -1.0, 1.0))[..., 0]  # type: ignore[index]
         values: Any = critic_net.apply({"params": params}, obs)
         taken = jnp.broadcast_to(action[None, ..., None], (*values.shape[:-1], 1))
         return jnp.take_along_axis(values, taken, axis=-1)[..., 0]
@@ -210,6 +218,8 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
     def init(key: Key, hparams: Hyperparams) -> State:
         if config.hybrid:
             datasets.check(env, hparams.replay, 1)
+        elif isinstance(hparams.replay, buffers.BufferState):
+            raise ValueError("replay: a dataset has no effect; set Config(hybrid=True).")
         key, key_policy, key_critic, key_actor = jax.random.split(key, 4)
         actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
@@ -225,13 +235,52 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
         with jax.default_matmul_precision(precision):
             return _step(state, hparams)
 
-    def draw(hparams: Hyperparams, buffer: buffers.Buffer, bits: Array) -> buffers.NStep:
+    def draw(hparams: Hyperparams, buffer: Any, bits: Array) -> buffers.NStep:
         index = buffer.sample(hparams.replay, (), bits, jnp.float32(0.0)).index
         return buffers.n_step(hparams.replay.items, index, 1, hparams.gamma)
 
-    def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
-        key, key_collect, *keys = jax.random.split(state.key, 8)
+    def critic_loss(
+        params: PyTree, last: PyTree, policy_params: PyTree, played: PyTree, row: Any, hparams: Hyperparams
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Equation 1 on a minibatch, and its two parts; `last` are the parameters of Q'."""
+        index, bits, key = row
+        obs, action, target = jax.tree.map(lambda x: x[index], played)
+        online = jnp.mean(jnp.square(critics_at(params, obs, action) - target[None]))
+        if not config.hybrid:
+            return online, (online, jnp.float32(0.0))
+        drawn = draw(hparams, of_critic, bits)
+        following = q_value(last, drawn.next_obs, policy_at(policy_params, drawn.next_obs).sample(key))
+        bootstrapped = drawn.reward + drawn.discount * following
+        offline = jnp.mean(jnp.square(critics_at(params, drawn.obs, drawn.action) - bootstrapped[None]))
+        return offline + hparams.online_weight * online, (online, offline)
+
+    def fit(state: State, played: PyTree, keys: Any, hparams: Hyperparams) -> tuple[tuple[PyTree, Any], Metrics]:
+        """Algorithm 2: the critic and the state of its optimizer after all evaluations; keys [3]."""
+        transform, policy_params = optimizer(hparams), state.params["policy"]
+
+        def evaluation(carry: tuple[PyTree, Any], rows: Any) -> tuple[Any, Any]:
+            last, _ = carry
+
+            def update(carry: tuple[PyTree, Any], row: Any) -> tuple[Any, Any]:
+                params, opt_state = carry
+                given = last, policy_params, played, row, hparams
+                gradient, info = jax.grad(critic_loss, has_aux=True)(params, *given)
+                updates, opt_state = transform.update(gradient, opt_state, params)
+                return (optax.apply_updates(params, updates), opt_state), info
+
+            return jax.lax.scan(update, carry, rows)
+
+        # All random numbers of the updates in one draw, before the loops.
         rounds = config.num_evaluations, config.num_updates
+        index = jax.random.randint(keys[0], (*rounds, config.batch_size), 0, batch_size)
+        bits = of_critic.noise(keys[1], *rounds) if of_critic else ()
+        rows = index, bits, jax.random.split(keys[2], rounds)
+        after, (online, offline) = jax.lax.scan(evaluation, (state.params["critic"], state.opt_state), rows)
+        metrics = {"loss/online": jnp.mean(online[-1])}
+        return after, metrics | ({"loss/offline": jnp.mean(offline[-1])} if config.hybrid else {})
+
+    def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
+        key, key_collect, key_value, key_offline, *keys = jax.random.split(state.key, 7)
 
         # --- Collect ---------------------------------------------------------------------------------------------
         def look(obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
@@ -243,61 +292,33 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
         )
         ends = batch.terminated, batch.truncated
 
-        def noise(key: Key, shape: tuple[int, ...]) -> PyTree:
+        def noise(key: Key, *shape: int) -> PyTree:
             return () if discrete else jax.random.normal(key, (config.num_action_samples, *shape, spaces.size(space)))
 
-        noise_next = noise(keys[0], batch.reward.shape)
+        # One draw for a state, whether it is looked at as the successor of one step or before the next.
+        drawn = noise(key_value, config.num_steps + 1, config.num_envs)
+        noise_now, noise_next = (jax.tree.map(lambda x, part=part: x[:, part], drawn) for part in (_NOW, _NEXT))
 
         # --- Evaluate --------------------------------------------------------------------------------------------
+        policy_params = state.params["policy"]
         next_value = value_at(state.params, batch.next_obs, noise_next)
         target = returns.lambda_returns(batch.reward, next_value, *ends, hparams.gamma, 1.0)
         flat = jax.tree.map(lambda x: x.reshape((batch_size, *x.shape[2:])), (batch.obs, batch.action, target))
-        transform, policy_params = optimizer(hparams), state.params["policy"]
-
-        def losses(params: PyTree, last: PyTree, row: Any) -> tuple[Array, tuple[Array, Array]]:
-            index, bits, key = row
-            obs, action, target = jax.tree.map(lambda x: x[index], flat)
-            online = jnp.mean(jnp.square(critics_at(params, obs, action) - target[None]))
-            if not config.hybrid:
-                return online, (online, jnp.float32(0.0))
-            drawn = draw(hparams, of_critic, bits)
-            following = q_value(last, drawn.next_obs, policy_at(policy_params, drawn.next_obs).sample(key))
-            bootstrapped = drawn.reward + drawn.discount * following
-            offline = jnp.mean(jnp.square(critics_at(params, drawn.obs, drawn.action) - bootstrapped[None]))
-            return offline + hparams.online_weight * online, (online, offline)
-
-        def evaluation(carry: tuple[PyTree, Any], rows: Any) -> tuple[Any, Any]:
-            last, _ = carry
-
-            def update(carry: tuple[PyTree, Any], row: Any) -> tuple[Any, Any]:
-                params, opt_state = carry
-                gradient, info = jax.grad(losses, has_aux=True)(params, last, row)
-                updates, opt_state = transform.update(gradient, opt_state, params)
-                return (optax.apply_updates(params, updates), opt_state), info
-
-            return jax.lax.scan(update, carry, rows)
-
-        # All random numbers of the updates in one draw, before the loops.
-        index = jax.random.randint(keys[1], (*rounds, config.batch_size), 0, batch_size)
-        bits = of_critic.noise(keys[2], *rounds) if config.hybrid else ()
-        rows = index, bits, jax.random.split(keys[3], rounds)
-        (critic, opt_state), (online, offline) = jax.lax.scan(
-            evaluation, (state.params["critic"], state.opt_state), rows
-        )
-        metrics |= {"loss/online": jnp.mean(online[-1]), "loss/offline": jnp.mean(offline[-1])}
+        (critic, opt_state), info = fit(state, flat, keys, hparams)
+        metrics |= info
         params = {"policy": policy_params, "critic": critic}
 
         # --- Advantages ------------------------------------------------------------------------------------------
-        value = value_at(params, batch.obs, noise(keys[4], batch.reward.shape))
+        value = value_at(params, batch.obs, noise_now)
         next_value = value_at(params, batch.next_obs, noise_next)
         advantage = returns.gae(batch.reward, value, next_value, *ends, hparams.gamma, hparams.gae_lambda)
         metrics["value/explained_variance"] = statistics.explained_variance(value, target)
         parts = [(batch.obs, batch.action, advantage, hparams.online_weight if config.hybrid else jnp.float32(1.0))]
-        if config.hybrid:
-            key_bits, key_action, key_value = jax.random.split(keys[5], 3)
+        if of_policy:
+            key_bits, key_action, key_value = jax.random.split(key_offline, 3)
             obs = draw(hparams, of_policy, of_policy.noise(key_bits)).obs
             action = policy_at(policy_params, obs).sample(key_action)
-            gain = q_value(critic, obs, action) - value_at(params, obs, noise(key_value, (batch_size,)))
+            gain = q_value(critic, obs, action) - value_at(params, obs, noise(key_value, batch_size))
             parts.append((obs, action, gain, jnp.float32(1.0)))
 
         # --- Update the policy -----------------------------------------------------------------------------------
@@ -328,6 +349,7 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
     return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="hnpg", env=env, config=config)
 
 
+_NOW, _NEXT = slice(None, -1), slice(1, None)
 _LEAVES = {
     "online_weight": Leaf(1.0, 0.0, needs=("hybrid", True)),
     "max_kl": Leaf(0.01, 1e-12),

@@ -5,7 +5,7 @@ At each of `horizon` time steps an episode is in one of two good states or in th
 time step one of `num_actions` actions, the *code*, leads to a good state of the next one, either of them at random; all
 others lead to the bad state, which nothing leaves. The last action pays 1 if it is right; otherwise, in a bad state
 always, a small reward at random that leads a learner astray. So the best return is 1, and an agent that never had a
-right end sees only the small reward.
+right end sees only the small reward. Continuous actions can be right with a probability just below 1 only.
 
 An observation is the state and the time as indicators with noise, rotated by a Hadamard matrix:
 
@@ -18,7 +18,8 @@ Discrete     the number of one
 Continuous   a vector in [0, 1]^num_actions, of which the action is drawn by softmax(vector / temperature)
 ===========  ===============================================================================================
 
-The end is deceiving, not the way: as in the authors' code the small reward is paid at the last step only.
+As in the authors' code the small reward is paid at the last step only. Their vectors of continuous actions have no
+bounds, so that the softmax can be made sharper there than here.
 """
 
 import math
@@ -140,6 +141,11 @@ def make(name: str, horizon: int = 5, num_actions: int = 10) -> Env:
         return jnp.asarray(hadamard) @ indicators.at[state.state].add(1.0).at[3 + state.time].add(1.0)
 
     def reset(key: Key, params: LockParams) -> tuple[LockState, Array]:
+        if params.code.shape != (2, horizon):
+            raise ValueError(
+                f"locks/{name}: the code must have shape (2, horizon) = (2, {horizon}); got {params.code.shape}: draw "
+                f"it with levels({name!r}, {horizon})."
+            )
         key_state, key_obs = jax.random.split(key)
         state = LockState(jnp.int32(0), jax.random.bernoulli(key_state).astype(jnp.int32))
         return state, observation(key_obs, state, params)

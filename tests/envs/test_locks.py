@@ -84,5 +84,8 @@ def test_levels_draw_codes():
     codes = jax.vmap(locks.levels("Discrete", 4, 3))(jax.random.split(jax.random.key(0), 300)).code
     assert codes.shape == (300, 2, 4)
     assert [abs(np.mean(codes == i) - 1 / 3) < 0.06 for i in range(3)] == [True] * 3
+    env = jaxrl.make_env("locks/Discrete", horizon=5)
+    with pytest.raises(ValueError, match=r"shape \(2, horizon\) = \(2, 5\); got \(2, 4\)"):
+        env.reset(jax.random.key(0), locks.levels("Discrete", 4)(jax.random.key(0)))
     with pytest.raises(ValueError, match="horizon must be"):
         jaxrl.make_env("locks/Discrete", horizon=0)

@@ -1,5 +1,7 @@
 """The hybrid natural policy gradient: what is bootstrapped, what is regressed, and what each moves."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,8 @@ GAMMA = 0.5
 STILL = {"max_kl": 1e-12, "gamma": GAMMA, "learning_rate": 1e-2}
 
 
-def random_episodes(env, num_episodes, reward=None, epsilon=1.0):
-    """A dataset of episodes of a lock: actions right or, with probability ε, uniform; rewards given or the lock's."""
+def episodes(env, num_episodes, epsilon, favorite=None, reward=None):
+    """Episodes of a lock, [T, B]: actions right or a favorite, with probability ε uniform; rewards given or its own."""
     params, num_actions, horizon = env.default_params(), 10, env.max_episode_steps
     discrete = env.name.endswith("Discrete")
 
@@ -26,7 +28,7 @@ def random_episodes(env, num_episodes, reward=None, epsilon=1.0):
         def step(carry, key):
             state, obs = carry
             key_choice, key_action, key_step = jax.random.split(key, 3)
-            action = locks.right_action(params, state)
+            action = locks.right_action(params, state) if favorite is None else jnp.int32(favorite)
             if discrete:
                 other, taken = jax.random.randint(key_action, (), 0, num_actions), action
             else:
@@ -40,33 +42,52 @@ def random_episodes(env, num_episodes, reward=None, epsilon=1.0):
         key_reset, key_steps = jax.random.split(key)
         return jax.lax.scan(step, env.reset(key_reset, params), jax.random.split(key_steps, horizon))[1]
 
-    return datasets.dataset(jax.vmap(episode, out_axes=1)(jax.random.split(jax.random.key(3), num_episodes)))
+    return jax.vmap(episode, out_axes=1)(jax.random.split(jax.random.key(3), num_episodes))
 
 
-def critic_of(agent, state, obs):
-    """Q of all discrete actions."""
-    net = hnpg.control_networks(agent.env.observation_space, agent.env.action_space, True, agent.config.network).critic
-    return np.asarray(net.apply({"params": state.params["critic"]}, obs)).mean(0)
+def nets_of(agent, state, obs):
+    """Q of all discrete actions, and the policy's probabilities."""
+    nets = hnpg.control_networks(agent.env.observation_space, agent.env.action_space, True, agent.config.network)
+    values = nets.critic.apply({"params": state.params["critic"]}, obs)
+    logits, _ = nets.policy.apply({"params": state.params["policy"]}, obs)
+    return np.asarray(values).mean(0), np.asarray(jax.nn.softmax(logits))
 
 
-def test_the_dataset_is_bootstrapped_and_the_rollout_is_regressed():
-    """All of the dataset's rewards are 1: Q is 1 at the end and 1 + γ before. The lock itself pays 0.05 at the end."""
+def test_the_dataset_is_bootstrapped():
+    """Action 3 pays 1, and those who made the dataset took it three times of four; the policy does not."""
     env = jaxrl.make_env("locks/Discrete", horizon=2)
-    data = random_episodes(env, 256, reward=lambda action: jnp.float32(1.0))
+    rows = episodes(env, 1024, 0.25, favorite=3, reward=lambda action: (action == 3).astype(jnp.float32))
     agent = jaxrl.make("hnpg", env, hybrid=True, **SMALL)
-    first, last = (data.items.obs[i, :64] for i in range(2))
-    for weight, at_end, before in ((0.0, 1.0, 1.0 + GAMMA), (1e4, 0.05, 0.05 * GAMMA)):
-        hparams = agent.hyperparams(replay=data, online_weight=weight, **STILL)
-        state, metrics = jax.jit(jaxrl.train(agent, 20))(jax.random.key(0), hparams)
-        np.testing.assert_allclose(critic_of(agent, state, last).mean(), at_end, atol=0.05)
-        np.testing.assert_allclose(critic_of(agent, state, first).mean(), before, atol=0.08)
-        assert (metrics["policy/kl"] <= 1e-6).all()
+    hparams = agent.hyperparams(replay=datasets.dataset(rows), online_weight=0.0, **STILL)
+    state, metrics = jax.jit(jaxrl.train(agent, 20))(jax.random.key(0), hparams)
+    assert (metrics["policy/kl"] <= 1e-6).all()
+    (first, _), (last, policy) = (nets_of(agent, state, obs) for obs in rows.obs)
+    # Other actions are a fortieth of the data each.
+    np.testing.assert_allclose(last[:, 3].mean(), 1.0, atol=0.05)
+    np.testing.assert_allclose(np.delete(last, 3, axis=1).mean(), 0.0, atol=0.1)
+    following = GAMMA * policy[:, 3].mean()
+    assert following < GAMMA * 0.3, "the policy must differ from the data for the test to tell"
+    np.testing.assert_allclose(first[:, 3].mean(), 1.0 + following, atol=0.08)
+
+
+def test_the_rollout_is_regressed_on_what_was_paid():
+    """The dataset has last steps only and says 1 there, the lock pays 0.05: between them in the end, not before."""
+    env = jaxrl.make_env("locks/Discrete", horizon=2)
+    rows = episodes(env, 1024, 1.0, reward=lambda action: jnp.float32(1.0))
+    data = datasets.dataset(jax.tree.map(lambda x: x[1:], rows))
+    agent = jaxrl.make("hnpg", env, hybrid=True, **SMALL)
+    state, _ = jax.jit(jaxrl.train(agent, 20))(jax.random.key(0), agent.hyperparams(replay=data, **STILL))
+    (first, _), (last, _) = (nets_of(agent, state, obs) for obs in rows.obs)
+    # All rows of the dataset and half of the rollout's: (1 + 0.05 / 2) / 1.5 = 0.68.
+    assert 0.5 < last.mean() < 0.9
+    # By temporal differences it would be half of that.
+    np.testing.assert_allclose(first.mean(), GAMMA * 0.05, atol=0.08)
 
 
 def test_the_dataset_moves_the_policy_where_the_rollout_pays_nothing():
-    """The dataset pays for action 3; the lock pays next to nothing, and without a dataset nothing is preferred."""
+    """The dataset pays for action 3, the lock next to nothing: without the dataset action 3 is not preferred."""
     env = jaxrl.make_env("locks/Discrete", horizon=2)
-    data = random_episodes(env, 256, reward=lambda action: (action == 3).astype(jnp.float32))
+    data = datasets.dataset(episodes(env, 256, 1.0, reward=lambda action: (action == 3).astype(jnp.float32)))
     obs = data.items.obs[0, :64]
 
     def share(hybrid, **changes):
@@ -84,7 +105,7 @@ def test_members_with_datasets_of_their_own_are_as_alone():
     env = jaxrl.make_env("locks/Continuous", horizon=2)
     tiny = {**SMALL, "hybrid": True, "num_evaluations": 2, "num_updates": 2}
     agent = jaxrl.make("hnpg", env, **tiny)
-    data = [random_episodes(env, 32, reward=lambda action, i=i: i * action[0]) for i in (0, 5)]
+    data = [datasets.dataset(episodes(env, 32, 1.0, reward=lambda action, i=i: i * action[0])) for i in (0, 5)]
     both = jax.tree.map(lambda *x: jnp.stack(x), *[agent.hyperparams(replay=one) for one in data])
     keys = jax.random.split(jax.random.key(1), 2)
     run = jaxrl.train(agent, 2)
@@ -115,7 +136,7 @@ def test_without_a_dataset_it_learns_from_its_rollouts():
 def test_a_dataset_opens_a_lock():
     """Continuous actions, five steps: with episodes of which a third end well 5 of 5 seeds, alone none."""
     env = jaxrl.make_env("locks/Continuous", horizon=5)
-    data = random_episodes(env, 10_000, epsilon=0.2)
+    data = datasets.dataset(episodes(env, 10_000, 0.2))
     keys = jax.random.split(jax.random.key(0), 5)
     for changes, passed in (({"replay": data}, lambda x: x >= 0.8), ({}, lambda x: x <= 0.2)):
         agent = jaxrl.make("hnpg", env, num_envs=16, num_steps=64, hybrid=bool(changes))
@@ -135,9 +156,22 @@ def test_messages():
         jaxrl.make("hnpg", env, **SMALL).hyperparams(online_weight=2.0)
     with pytest.raises(ValueError, match="replay: needs a dataset"):
         agent.init(jax.random.key(0), agent.hyperparams())
-    other = random_episodes(jaxrl.make_env("locks/Discrete", horizon=20), 2)
+    alone = jaxrl.make("hnpg", env, **SMALL)
+    held = dataclasses.replace(alone.hyperparams(), replay=agent.hyperparams().replay)
+    with pytest.raises(ValueError, match=r"set Config\(hybrid=True\)"):
+        alone.init(jax.random.key(0), held)
+    wrong = episodes(env, 2, 1.0)
+    wrong = datasets.dataset(dataclasses.replace(wrong, action=wrong.action + 10))
+    with pytest.raises(ValueError, match=r"actions of locks/Discrete are 0 to 9; those of the dataset are 1\d to 1\d"):
+        agent.init(jax.random.key(0), agent.hyperparams(replay=wrong))
+    other = datasets.dataset(episodes(jaxrl.make_env("locks/Discrete", horizon=20), 2, 1.0))
     with pytest.raises(ValueError, match="transitions of locks/Discrete are"):
         agent.init(jax.random.key(0), agent.hyperparams(replay=other))
-    for layers in ({"num_quantiles": 5}, {"dropout": True}, {"norm": "batch"}):
-        with pytest.raises(ValueError, match="critics learn means, without dropout or batch normalization"):
+    for layers in (
+        {"num_quantiles": 5},
+        {"dropout": True},
+        {"norm": "batch"},
+        {"block": "hyperspherical", "hidden": (8,)},
+    ):
+        with pytest.raises(ValueError, match="critics learn means, without dropout, batch normalization"):
             jaxrl.make("hnpg", jaxrl.make_env("locks/Continuous"), network=ControlConfig(**layers))
