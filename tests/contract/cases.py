@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrl
-from jaxrl import buffers, ensembles, estimators, levels, objectives, strategies, values
+from jaxrl import buffers, datasets, ensembles, estimators, levels, objectives, strategies, values
 from jaxrl.algorithms import (
     avg,
     bpg,
@@ -334,6 +334,18 @@ def _hnpg(env: str, **changes: Any) -> Callable[..., Algorithm]:
     return lambda **config: hnpg.hnpg(jaxrl.make_env(env), hnpg.Config(**{**tiny, **config}))
 
 
+_CREDIT = jaxrl.make_env("probe/Credit")
+
+
+def _rows() -> buffers.BufferState:
+    """A dataset for probe/Credit, of nothing that it would do."""
+    draws = np.random.default_rng(0)
+    obs, next_obs = draws.normal(size=(2, 12, *_CREDIT.observation_space.shape)).astype(np.float32)
+    ends = draws.random((2, 12)) < 0.3
+    reward, action = draws.normal(size=12), draws.integers(0, _CREDIT.action_space.n, 12).astype(np.int32)
+    return datasets.dataset(buffers.Experience(obs, action, reward, ends[0], ends[1], next_obs))
+
+
 _HNPG_OPTIONS = {
     "num_envs": 8,
     "num_steps": 16,
@@ -390,7 +402,6 @@ def _first_action(batch: Any) -> Any:
     return 0.3 * (batch.action == 0)
 
 
-_CREDIT = jaxrl.make_env("probe/Credit")
 _REWARD = rewards.blend(_CREDIT, _first_action, by_state=True, hidden=(3,), discount=0.8)
 
 
@@ -672,6 +683,21 @@ CASES = {
             "backtrack_factor": "the whole step is good; hnpg-continuous shortens it",
             "num_action_samples": "not with discrete actions",
         },
+    ),
+    "hnpg-hybrid": Case(
+        "hnpg",
+        _hnpg("probe/Credit", hybrid=True),
+        {"max_kl": 0.05, "max_grad_norm": 1.0, "replay": _rows()},
+        {},
+        {
+            **_CPU,
+            **dict.fromkeys(
+                ("replay.items.truncated", "replay.pointer"), "of single steps in a full buffer; see test_datasets.py"
+            ),
+            "num_action_samples": "not with discrete actions",
+            "backtrack_factor": "the whole step is good; hnpg-continuous shortens it",
+        },
+        slow=True,
     ),
     "hnpg-continuous": Case(
         "hnpg",
