@@ -21,6 +21,7 @@ The buffer begins with `num_warmup_steps` random steps of each environment, made
 """
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -73,7 +74,7 @@ class Config:
     num_rounds: int = 64
     batch_size: int = 128
     capacity: int = 16_384
-    num_warmup_steps: int = 128
+    num_warmup_steps: int = 1_024
     n_step: int = 1
     burn_in: int = 0
     length: int = 1
@@ -106,7 +107,7 @@ class Hyperparams:
       epsilon_fraction: share of `horizon` over which it decays linearly.
       target_period: updates from one synchronization of the target to the next; of a chain from one move of its window.
       tau: how far it moves then: 1 copies.
-      max_grad_norm: gradients of a greater global norm are scaled down to it.
+      max_grad_norm: gradients of a greater global norm are scaled down to it; infinity: none are.
       horizon: environment steps over which progress goes from 0 to 1.
     """
 
@@ -521,7 +522,7 @@ _LEAVES = {
     "epsilon_fraction": Leaf(0.5, 1e-9, 1.0),
     "target_period": Leaf(50.0, 1.0, needs=("target", True)),
     "tau": Leaf(1.0, 0.0, 1.0, needs=("target", True)),
-    "max_grad_norm": Leaf(10.0, 1e-12),
+    "max_grad_norm": Leaf(math.inf, 1e-12),
     "horizon": Leaf(500_000.0, 1.0),
     "priority_max": Leaf(0.9, 0.0, 1.0),
     "sync_period": Leaf(10.0, 1.0),

@@ -119,7 +119,7 @@ def test_messages(changes, message):
 
 
 def test_coefficients_of_absent_parts_cannot_be_set():
-    agent = dqn.dqn(jaxrl.make_env("probe/Credit"), config=dqn.Config(**TINY, prioritized=True))
+    agent = dqn.dqn(jaxrl.make_env("probe/Credit"), config=dqn.Config(**TINY, num_warmup_steps=16, prioritized=True))
     with pytest.raises(ValueError, match="sync_period = 5 has no effect without a chain"):
         agent.hyperparams(sync_period=5)
     with pytest.raises(ValueError, match="priority_max = 1 has no effect without a network with memory"):
