@@ -79,10 +79,11 @@ FAMILIES: dict[str, Callable[[np.random.Generator], FiniteMDP]] = {
 def agents(env: jaxrl.Env) -> dict[str, tuple[jaxrl.Algorithm, dict[str, Any]]]:
     """Both agents with their settings, which no task was looked at for."""
     on_policy = ppo.Config(num_envs=8, num_steps=32, num_epochs=4, network=NetworkConfig(hidden=(64,)))
-    replay = dqn.Config(num_envs=8, num_rounds=32, batch_size=64, capacity=8_192, network=QNetworkConfig(hidden=(64,)))
+    sizes = {"num_envs": 8, "num_rounds": 32, "batch_size": 64, "capacity": 8_192, "num_warmup_steps": 128}
+    replay = dqn.Config(network=QNetworkConfig(hidden=(64,)), **sizes)
     return {
         "PPO": (jaxrl.ppo(env, config=on_policy), {"learning_rate": 1e-3, "gamma": 1.0}),
-        "DQN": (dqn.dqn(env, config=replay), {"learning_rate": 1e-3, "gamma": 1.0}),
+        "DQN": (dqn.dqn(env, config=replay), {"learning_rate": 1e-3, "gamma": 1.0, "max_grad_norm": 10.0}),
     }
 
 

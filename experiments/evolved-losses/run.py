@@ -29,8 +29,9 @@ from jaxrl.types import Algorithm
 
 HERE = Path(__file__).parent
 TASKS = ("gymnax/CartPole-v1", "gymnax/Acrobot-v1")
-CONFIG = dqn.Config(num_envs=4, num_rounds=64, batch_size=64, network=QNetworkConfig(hidden=(64, 64)))
-HPARAMS = {"learning_rate": 1e-3, "target_period": 100.0, "epsilon_end": 0.05}
+SIZES = {"num_envs": 4, "num_rounds": 64, "batch_size": 64, "num_warmup_steps": 128}
+CONFIG = dqn.Config(network=QNetworkConfig(hidden=(64, 64)), **SIZES)
+HPARAMS = {"learning_rate": 1e-3, "target_period": 100.0, "epsilon_end": 0.05, "max_grad_norm": 10.0}
 NUM_NODES, NUM_SEEDS = 10, 3
 # What `--evolve --start td` found: DQN's loss, times e^Q(s, a).
 FOUND = ("multiply", expressions.TD, ("exp", ("select", "q", "action")))

@@ -63,7 +63,12 @@ def run(arm: str, size: int, episodes: int, num_seeds: int) -> dict[str, Any]:
     )
     # A step of the algorithm is one episode.
     hparams = agent.hyperparams(
-        learning_rate=5e-4, gamma=0.99, target_period=4, horizon=float(episodes * agent.env_steps), **rates
+        learning_rate=5e-4,
+        gamma=0.99,
+        target_period=4,
+        max_grad_norm=10.0,
+        horizon=float(episodes * agent.env_steps),
+        **rates,
     )
     train = jax.jit(jax.vmap(jaxrl.train(agent, episodes), (0, None)))
     states, metrics = train(jax.random.split(jax.random.key(0), num_seeds), hparams)

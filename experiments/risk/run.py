@@ -133,6 +133,7 @@ def run(
         num_rounds=100,
         batch_size=64,
         capacity=32_768,
+        num_warmup_steps=128,
         network=QNetworkConfig(hidden=(64, 64)),
     )
     head = values.maximizing(make(level), values.quantile(NUM_QUANTILES, KAPPA))
@@ -141,7 +142,12 @@ def run(
     tables = trees.as_arrays(dataclasses.replace(mdp, rewards=mdp.rewards / UNIT))
     params = env.default_params().replace(inner=tables) if augmented else tables
     hparams = agent.hyperparams(
-        env=params, gamma=1.0, learning_rate=5e-4, target_period=100, horizon=float(total * agent.env_steps)
+        env=params,
+        gamma=1.0,
+        learning_rate=5e-4,
+        target_period=100,
+        max_grad_norm=10.0,
+        horizon=float(total * agent.env_steps),
     )
     net = q_network(env.observation_space, env.action_space, head.size, config=config.network)
 

@@ -64,7 +64,7 @@ ARMS: dict[str, tuple[Callable[[jaxrl.Env], jaxrl.Algorithm], dict[str, float]]]
     "stream Q": (streaming({}, {}), LEAVES),
     "plain": (streaming(DENSE, RAW), {**LEAVES, "trace_lambda": 0.0}),
     "PQN": (batches, LEAVES),
-    "DQN": (replay, LEAVES),
+    "DQN": (replay, {**LEAVES, "max_grad_norm": 10.0}),
     "random": (streaming({}, {}), {"learning_rate": 0.0, "epsilon_end": 1.0}),
 }
 

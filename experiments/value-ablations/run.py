@@ -59,11 +59,11 @@ def curves(arm: Arm, task: str, total: int, num_seeds: int) -> np.ndarray:
         num_updates=2,
         num_rounds=25,
         network=QNetworkConfig(hidden=(64, 64)),
-        **{"batch_size": 32, **changes},
+        **{"batch_size": 32, "num_warmup_steps": 128, **changes},
     )
     agent = dqn.dqn(jaxrl.make_env(task), head=head, backup=values.double(), config=config)
+    hparams = agent.hyperparams(learning_rate=5e-4, horizon=float(total), max_grad_norm=10.0, **rates)
     num_steps = max(1, total // agent.env_steps // ablations.NUM_SPANS) * ablations.NUM_SPANS
-    hparams = agent.hyperparams(learning_rate=5e-4, horizon=float(total), **rates)
     train = jax.jit(jax.vmap(jaxrl.train(agent, num_steps), (0, None)))
     _, metrics = train(jax.random.split(jax.random.key(0), num_seeds), hparams)
     return span_returns(metrics, ablations.NUM_SPANS)
