@@ -123,5 +123,5 @@ def report(arms: list[str], rows: list[dict[str, Any]], path: Path, form: str, l
         style.tidy(panel)
     panels[0, 0].set_ylabel(f"{labels[1]}, IQM")
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, 2 * len(tasks)), frameon=False, fontsize=8)
     figure.savefig(path, dpi=90)
