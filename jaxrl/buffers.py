@@ -15,6 +15,7 @@ Nothing is copied inside of a jitted program that owns the state (`jaxrl.advance
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -326,6 +327,58 @@ def fixed(batch_size: int, num_steps: int, example: Experience) -> Buffer:
     return Buffer(lambda: _empty(example, 0, 1, ()), lambda item: (), same, _noise(batch_size), sample, same)
 
 
+def extend(buffer: Buffer, params: PyTree, state: Any, rows: PyTree) -> Any:
+    """Adds any number of rows, in the largest parts of which whole ones fill the ring; the oldest are overwritten.
+
+    Args:
+      buffer: the buffer.
+      params: its coefficients.
+      state: before.
+      rows: leaves [T, B, ...].
+
+    Returns:
+      The state after all rows.
+
+    >>> buffer = uniform(capacity=6, num_envs=1, batch_size=1)
+    >>> state = extend(buffer, (), buffer.init({"x": jnp.int32(0)}), {"x": jnp.arange(8)[:, None]})
+    >>> state.items["x"].ravel().tolist(), int(state.pointer)
+    ([6, 7, 2, 3, 4, 5], 2)
+    """
+    num_rows, num_new = (jax.tree.leaves(tree)[0].shape[0] for tree in (state.items, rows))
+    size = math.gcd(num_rows, num_new)
+    if size == num_new:
+        return buffer.add(params, state, rows)
+    parts = jax.tree.map(lambda x: x.reshape((num_new // size, size, *x.shape[1:])), rows)
+    return jax.lax.scan(lambda state, part: (buffer.add(params, state, part), None), state, parts)[0]
+
+
+def check_rows(owner: str, config: Any, window: int) -> None:
+    """Checks that no rows are split at a buffer's end, and that there is something to draw after the warm-up.
+
+    Args:
+      owner: the algorithm, for messages.
+      config: with capacity, num_envs, num_steps and num_warmup_steps.
+      window: rows of what is drawn.
+
+    Raises:
+      ValueError: one of these does not hold.
+    """
+    step, unit = config.num_steps, config.num_envs * config.num_steps
+    if config.capacity % unit:
+        raise ValueError(
+            f"{owner}: capacity must be a multiple of num_envs · num_steps, so that no rows are split at the buffer's "
+            f"end; got capacity = {config.capacity}, num_envs = {config.num_envs}, num_steps = {step}: try "
+            f"capacity = {max(1, config.capacity // unit) * unit}."
+        )
+    if config.num_warmup_steps % step or config.num_warmup_steps < window:
+        raise ValueError(
+            f"{owner}: num_warmup_steps must be a multiple of num_steps and at least the rows that are drawn at once, "
+            f"so that there is something to draw; got num_warmup_steps = {config.num_warmup_steps}, "
+            f"num_steps = {step} and windows of {window} rows: try num_warmup_steps = "
+            f"{max(-(-window // step), config.num_warmup_steps // step) * step}."
+        )
+
+
 def windows(items: PyTree, index: Int[Array, " N"], num_steps: int) -> PyTree:
     """The n rows that begin at each entry.
 
@@ -339,8 +392,9 @@ def windows(items: PyTree, index: Int[Array, " N"], num_steps: int) -> PyTree:
     """
     num_rows, num_envs = jax.tree.leaves(items)[0].shape[:2]
     row, column = index // num_envs, index % num_envs
-    rows = (row[None] + jnp.arange(num_steps)[:, None]) % num_rows
-    return jax.tree.map(lambda x: x[rows, jnp.broadcast_to(column, rows.shape)], items)
+    flat = ((row[None] + jnp.arange(num_steps)[:, None]) % num_rows) * num_envs + column[None]
+    # By one index: with two XLA merges the write before into the read on a CPU, and copies whole arrays for it.
+    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:]))[flat], items)
 
 
 def n_step(items: Experience, index: Int[Array, " N"], num_steps: int, gamma: Float[Array, ""]) -> NStep:

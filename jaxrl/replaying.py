@@ -216,7 +216,7 @@ class Frame(NamedTuple):
         shape = batch.reward.shape
         extras = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x))), extras)
         rows, seen, scale = experience(dataclasses.replace(batch, extras=extras)), (), ()
-        stored = self.buffer.add(replay, self.buffer.init(jax.tree.map(lambda x: x[0, 0], rows)), rows)
+        stored = buffers.extend(self.buffer, replay, self.buffer.init(jax.tree.map(lambda x: x[0, 0], rows)), rows)
         if self.config.normalize_observations:
             seen = statistics.init_statistics(jax.tree.map(lambda x: x[0, 0], batch.obs))
         if getattr(self.config, "normalize_rewards", False):
@@ -482,18 +482,4 @@ def check_config(owner: str, config: Any) -> None:
                     f"with {name} = True: set {name}=False."
                 )
         return
-    num_rows = config.capacity // config.num_envs
-    added = (config.num_steps, config.num_warmup_steps)
-    if config.capacity % config.num_envs or any(num_rows % num for num in added):
-        raise ValueError(
-            f"{owner}: capacity must be a multiple of num_envs, and capacity / num_envs one of num_steps and of "
-            f"num_warmup_steps, so that no rows are split at the buffer's end; got capacity = {config.capacity}, "
-            f"num_envs = {config.num_envs}, num_steps = {config.num_steps}, "
-            f"num_warmup_steps = {config.num_warmup_steps}."
-        )
-    if config.num_warmup_steps % config.num_steps or config.num_warmup_steps < max(config.n_step, length):
-        raise ValueError(
-            f"{owner}: num_warmup_steps must be a multiple of num_steps and at least n_step and length, so that there "
-            f"is something to draw; got num_warmup_steps = {config.num_warmup_steps}, num_steps = {config.num_steps}, "
-            f"n_step = {config.n_step}, length = {length}."
-        )
+    buffers.check_rows(owner, config, max(config.n_step, length))

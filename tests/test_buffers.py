@@ -216,21 +216,23 @@ def test_observations_keep_their_dtype():
     assert int(state.items["image"].max()) == 255
 
 
-def compiled_rounds(make, capacity, members=None):
+def compiled_rounds(make, capacity, members=None, num_steps=3):
     """Text of the compiled program of a few adds, draws and updates, its state donated."""
-    buffer = make(capacity, 4, 16, 3)
+    buffer = make(capacity, 4, 16, num_steps)
+    item = {"x": jnp.zeros(5), "y": jnp.float32(0.0), "ended": jnp.bool_(False)}
 
     def run(state, key):
         def round_(state, bits):
-            state = buffer.add(buffer.hyperparams(), state, {"x": jnp.ones((2, 4, 5))})
+            rows = jax.tree.map(lambda x: jnp.ones((2, 4, *x.shape), x.dtype), item)
+            state = buffer.add(buffer.hyperparams(), state, rows)
             drawn = buffer.sample(buffer.hyperparams(), state, bits, 0.0)
-            seen = windows(state.items, drawn.index, 3)["x"].sum()
+            seen = jax.tree.map(jnp.sum, windows(state.items, drawn.index, num_steps))
             priorities = buffer.update(buffer.hyperparams(), state.priorities, drawn.index, drawn.weight)
             return dataclasses.replace(state, priorities=priorities), seen
 
         return jax.lax.scan(round_, state, buffer.noise(key, 3))
 
-    shape, key = buffer.init({"x": jnp.zeros(5)}), jax.random.key(0)
+    shape, key = buffer.init(item), jax.random.key(0)
     if members:
         run = jax.vmap(run)
         shape = jax.tree.map(lambda x: jnp.zeros((members, *x.shape), x.dtype), shape)
@@ -244,10 +246,21 @@ def copies(text, at_least):
     return [shape for shape in found if np.prod([int(n) for n in shape.split(",") if n]) >= at_least]
 
 
-@pytest.mark.parametrize("members", [None, 3])
+@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("members", [None, 1, 3])
 @pytest.mark.parametrize("make", [uniform, prioritized])
-def test_the_buffer_is_never_copied(make, members):
-    assert not copies(compiled_rounds(make, 4096, members), 4096 * (members or 1))
+def test_the_buffer_is_never_copied(make, members, num_steps):
+    """Read by two indices, scalars with windows of one row were, twice in each round."""
+    assert not copies(compiled_rounds(make, 4096, members, num_steps), 4096 * (members or 1))
+
+
+@pytest.mark.parametrize("make", [uniform, prioritized])
+@pytest.mark.parametrize("num_rows", [8, 24, 30, 33])
+def test_any_number_of_rows_can_be_added(make, num_rows):
+    """As one by one, also where they do not fill the ring evenly or more than once."""
+    buffer = make(L * B, B, 4, 2)
+    added = buffers.extend(buffer, buffer.hyperparams(), buffer.init(ITEM), rows(0, num_rows))
+    jax.tree.map(np.testing.assert_array_equal, added, filled(buffer, num_rows))
 
 
 def test_a_copy_would_be_seen():

@@ -53,7 +53,7 @@ class Config:
       batch_size: transitions of an update, N.
       capacity: transitions kept; a multiple of num_envs · num_steps.
       num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
-        `num_steps` that divides capacity / num_envs.
+        `num_steps`. Of more than the capacity holds the last are kept.
       n_step: rows of a target, n.
       length: actions in a row that the critic values, S.
       normalize_observations: whether the critic sees observations by their running statistics; replay keeps them raw.

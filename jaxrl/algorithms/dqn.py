@@ -21,7 +21,6 @@ The buffer begins with `num_warmup_steps` random steps of each environment, made
 """
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import jax
@@ -54,7 +53,7 @@ class Config:
       batch_size: transitions of a gradient step, N; with a memory sequences.
       capacity: transitions kept; a multiple of num_envs · num_steps.
       num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
-        `num_steps`.
+        `num_steps`. Of more than the capacity holds the last are kept.
       n_step: rows of a target, n.
       burn_in: rows that only bring the memory up to date, with a memory.
       length: rows of a sequence that are learned, with a memory.
@@ -107,7 +106,8 @@ class Hyperparams:
       epsilon_fraction: share of `horizon` over which it decays linearly.
       target_period: updates from one synchronization of the target to the next; of a chain from one move of its window.
       tau: how far it moves then: 1 copies.
-      max_grad_norm: gradients of a greater global norm are scaled down to it; infinity: none are.
+      max_grad_norm: gradients of a greater global norm are scaled down to it; by default hardly any are. Infinity
+        has no derivative, so meta-gradients through updates need a number.
       horizon: environment steps over which progress goes from 0 to 1.
     """
 
@@ -222,7 +222,7 @@ def dqn(
     window = config.burn_in + config.length + config.n_step - 1
     make_buffer = buffers.prioritized if config.prioritized else buffers.uniform
     buffer = make_buffer(config.capacity, config.num_envs, config.batch_size, window)
-    _check_rows(config, window)
+    buffers.check_rows("dqn", config, window)
     round_size = config.num_envs * config.num_steps
     batch_size = round_size * config.num_rounds
     precision = config.matmul_precision
@@ -298,7 +298,7 @@ def dqn(
             target_params=jax.tree.map(jnp.copy, params) if config.target else (),
             target_age=jnp.int32(0),
             actor=actor,
-            buffer=buffer.add(hparams.replay, buffer.init(item), rows),
+            buffer=buffers.extend(buffer, hparams.replay, buffer.init(item), rows),
             # Copies: the state is donated, the hyperparameters are not.
             head=jax.tree.map(jnp.copy, hparams.head),
             epsilon=jnp.copy(hparams.epsilon_start),
@@ -498,22 +498,6 @@ def _check_parts(net: QNetwork, config: Config) -> None:
         )
 
 
-def _check_rows(config: Config, window: int) -> None:
-    num_rows = config.capacity // config.num_envs
-    if num_rows % config.num_steps or config.num_warmup_steps % config.num_steps:
-        raise ValueError(
-            "dqn: capacity / num_envs and num_warmup_steps must be multiples of num_steps, so that no rows are split "
-            f"at the buffer's end; got capacity = {config.capacity}, num_envs = {config.num_envs}, "
-            f"num_warmup_steps = {config.num_warmup_steps}, num_steps = {config.num_steps}."
-        )
-    if not window <= config.num_warmup_steps <= num_rows or num_rows % config.num_warmup_steps:
-        raise ValueError(
-            "dqn: num_warmup_steps must be at least n_step, with a memory burn_in + length + n_step - 1, so that there "
-            "is something to draw, and divide the rows of the buffer, capacity / num_envs; got "
-            f"num_warmup_steps = {config.num_warmup_steps}, a window of {window} rows, {num_rows} rows."
-        )
-
-
 _LEAVES = {
     "learning_rate": Leaf(2.5e-4, 0.0),
     "gamma": Leaf(0.99, 0.0, 1.0),
@@ -522,7 +506,7 @@ _LEAVES = {
     "epsilon_fraction": Leaf(0.5, 1e-9, 1.0),
     "target_period": Leaf(50.0, 1.0, needs=("target", True)),
     "tau": Leaf(1.0, 0.0, 1.0, needs=("target", True)),
-    "max_grad_norm": Leaf(math.inf, 1e-12),
+    "max_grad_norm": Leaf(1e9, 1e-12),
     "horizon": Leaf(500_000.0, 1.0),
     "priority_max": Leaf(0.9, 0.0, 1.0),
     "sync_period": Leaf(10.0, 1.0),

@@ -64,7 +64,7 @@ class Config:
       num_actions: actions drawn in each state, S.
       capacity: transitions kept; a multiple of num_envs · num_steps.
       num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
-        `num_steps` that divides capacity / num_envs.
+        `num_steps`. Of more than the capacity holds the last are kept.
       n_step: rows of a target, n.
       returns: what a target makes of them: n_step, the sum without a correction; or retrace, as in the paper, traces
         cut by how much less likely π' is to act like that, for which replay has the log-probabilities of actions.

@@ -58,7 +58,7 @@ class Config:
       batch_size: transitions or windows of an update, N.
       capacity: transitions kept; a multiple of num_envs · num_steps.
       num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
-        `num_steps` that divides capacity / num_envs.
+        `num_steps`. Of more than the capacity holds the last are kept.
       n_step: rows of a target of the value, n.
       length: rows that the model is unrolled over, H.
       prioritized: whether replay is by priority.
@@ -284,7 +284,7 @@ def mrq(
             key=key,
             learner=Learner(params, {name: made[name].init(params[name]) for name in _PARTS}, (), {}),
             actor=actor,
-            buffer=buffer.add(hparams.replay, buffer.init(jax.tree.map(lambda x: x[0, 0], rows)), rows),
+            buffer=buffers.extend(buffer, hparams.replay, buffer.init(jax.tree.map(lambda x: x[0, 0], rows)), rows),
             reward_scale=jnp.float32(1.0),
             acting=_acting(hparams),
             num_steps=jnp.int32(0),

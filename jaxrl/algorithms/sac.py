@@ -61,7 +61,7 @@ class Config:
       batch_size: transitions of an update, N.
       capacity: transitions kept; a multiple of num_envs · num_steps.
       num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
-        `num_steps` that divides capacity / num_envs.
+        `num_steps`. Of more than the capacity holds the last are kept.
       n_step: rows of a target, n.
       target: whether successors are valued by an average of the critics' parameters, or by themselves.
       reference: what the policy is kept close to: uniform, by its entropy alone, or previous, also by the divergence

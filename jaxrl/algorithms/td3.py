@@ -59,7 +59,7 @@ class Config:
       batch_size: transitions of an update, N.
       capacity: transitions kept; a multiple of num_envs · num_steps.
       num_warmup_steps: steps of each environment with random actions before the first update; a multiple of
-        `num_steps` that divides capacity / num_envs.
+        `num_steps`. Of more than the capacity holds the last are kept.
       n_step: rows of a target, n.
       target_policy: whether the target's actions are those of an average of the policies (TD3), or of the present one
         (FastTD3).

@@ -300,7 +300,7 @@ def test_messages():
     pendulum = jaxrl.make_env("gymnax/Pendulum-v1")
     with pytest.raises(ValueError, match="cqn: length must be a whole number of at least 1; got length = 0"):
         cqn.cqn(pendulum, config=cqn.Config(length=0))
-    with pytest.raises(ValueError, match=r"at least n_step and length, .* length = 8"):
+    with pytest.raises(ValueError, match=r"num_warmup_steps = 4, .* windows of 8 rows"):
         cqn.cqn(pendulum, config=cqn.Config(num_warmup_steps=4, length=8))
     with pytest.raises(ValueError, match=r"ensemble_gain = 0\.5 has no effect while config\.length = 1"):
         cqn.cqn(pendulum).hyperparams(ensemble_gain=0.5)

@@ -3,6 +3,8 @@
 Settings of the slow test are the defaults of each name.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from jaxrl import values
 from jaxrl.algorithms import dqn, pqn
 from jaxrl.algorithms.registry import ALGORITHMS
 from jaxrl.networks.q_network import QNetworkConfig, q_network
+from jaxrl.ops import optimizers
 
 NUM_SEEDS = 5
 GAMMA = 0.8
@@ -99,15 +102,15 @@ def test_without_a_target_network_nothing_is_kept():
     "changes, message",
     [
         ({"capacity": 30}, "capacity must be a multiple of num_envs"),
-        ({"num_steps": 3}, "must be multiples of num_steps"),
-        ({"num_warmup_steps": 2}, "must be multiples of num_steps"),
-        ({"num_warmup_steps": 4, "n_step": 8}, "num_warmup_steps must be at least n_step"),
+        ({"num_steps": 3}, r"multiple of num_envs · num_steps.*try capacity = 504"),
+        ({"num_warmup_steps": 2}, "must be a multiple of num_steps.*try num_warmup_steps = 4"),
+        ({"num_warmup_steps": 4, "n_step": 8}, "windows of 8 rows: try num_warmup_steps = 8"),
         ({"burn_in": 2}, "are for a network with memory"),
         ({"burn_in": -1}, "burn_in must be a whole number of at least 0"),
         ({"num_links": 0}, "num_links must be a whole number"),
         ({"num_links": 2, "target": False}, "a chain needs targets"),
         ({"num_links": 2, "network": QNetworkConfig(memory="gru")}, "its links no memory"),
-        ({"length": 4, "network": QNetworkConfig(memory="gru"), "n_step": 2}, "a window of 5 rows"),
+        ({"length": 4, "network": QNetworkConfig(memory="gru"), "n_step": 2}, "windows of 5 rows"),
         ({"num_rounds": 0}, "num_rounds must be a whole number"),
         ({"schedule": "step"}, "schedule must be one of"),
     ],
@@ -172,6 +175,32 @@ def test_a_resumed_population_has_no_conditional():
         lambda x: jax.lax.scan(lambda c, _: (jax.lax.cond(c > 0, jnp.sin, jnp.cos, c), 0), x, None, 2)
     )
     assert " cond[" in str(planted(1.0))
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_grad_norm": jnp.inf}])
+def test_updates_can_be_differentiated_with_the_default_bound_of_gradients(changes):
+    """An infinite one has no derivative: a meta-gradient would be NaN, which its step takes for 0."""
+    agent = dqn.dqn(jaxrl.make_env("probe/Credit"), config=dqn.Config(**TINY, num_warmup_steps=16))
+    hparams = agent.hyperparams(**changes)
+
+    def moved(rate):
+        transform = optimizers.adam(hparams, rate)
+        param, state = jnp.float32(1.0), transform.init(jnp.float32(1.0))
+        for _ in range(2):
+            updates, state = transform.update(param**2, state)
+            param += updates
+        return param
+
+    assert np.isfinite(jax.grad(moved)(jnp.float32(0.1))) == (not changes)
+
+
+def test_no_round_copies_the_replay():
+    """Where XLA merged the write of rewards or flags into their reading, each round took time in the capacity."""
+    agent = jaxrl.make("dqn", jaxrl.make_env("gymnax/CartPole-v1"), num_rounds=4, capacity=4096)
+    state, hparams = jax.eval_shape(lambda: (agent.init(jax.random.key(0), agent.hyperparams()), agent.hyperparams()))
+    text = jax.jit(agent.step, donate_argnums=0).lower(state, hparams).compile().as_text()
+    copied = [shape for shape in re.findall(r"= (\w+\[[\d,]*\])\S* copy\(", text) if "[512,8" in shape]
+    assert not copied, copied
 
 
 @pytest.mark.slow

@@ -200,9 +200,7 @@ def test_an_update_of_mrq(continuous):
 
 def test_messages():
     pendulum = jaxrl.make_env("gymnax/Pendulum-v1")
-    with pytest.raises(
-        ValueError, match="mrq: num_warmup_steps must be a multiple of num_steps and at least n_step and length"
-    ):
+    with pytest.raises(ValueError, match="mrq: num_warmup_steps must be a multiple of num_steps and at least the rows"):
         mrq.mrq(pendulum, config=mrq.Config(num_warmup_steps=4))
     with pytest.raises(ValueError, match="the reward needs at least 2 bins"):
         mrq.mrq(pendulum, config=mrq.Config(network=LatentConfig(num_bins=1)))

@@ -490,9 +490,9 @@ def test_crossq_keeps_no_target_and_moves_its_moments():
     "name, changes, message",
     [
         ("sac", {"capacity": 30}, "sac: capacity must be a multiple of num_envs"),
-        ("sac", {"num_warmup_steps": 6}, "capacity / num_envs one of num_steps and of num_warmup_steps"),
-        ("td3", {"num_warmup_steps": 2}, "must be a multiple of num_steps and at least n_step"),
-        ("td3", {"num_warmup_steps": 4, "n_step": 8}, "at least n_step"),
+        ("sac", {"num_warmup_steps": 6}, "must be a multiple of num_steps and at least"),
+        ("td3", {"num_warmup_steps": 2}, "must be a multiple of num_steps and at least"),
+        ("td3", {"num_warmup_steps": 4, "n_step": 8}, "windows of 8 rows"),
         ("td3", {"num_updates": 3, "policy_delay": 2}, "one must divide the other"),
         ("sac", {"num_rounds": 0}, "num_rounds must be a whole number"),
         ("sac", {"schedule": "step"}, "schedule must be one of"),
