@@ -7,7 +7,8 @@ A cell is one algorithm with the defaults of its name (`jaxrl list algorithms`),
 in TASKS, for all algorithms and for this one, and NUM_SEEDS seeds from one key. After the steps stated each seed plays
 NUM_EPISODES greedy episodes with statistics frozen; the figure is the interquartile mean over the seeds' mean returns
 with a 95% bootstrap interval. What was run is kept in docs/results.json, each cell with its seeds' returns, versions
-and revision; a cell that is there is not run again unless --again. A cell that never ran stays empty.
+and revision; a cell that is there is not run again unless --again. A cell that never ran stays empty. A cell below what
+a peer has published has a sentence in NOTES: only what is known of the difference, "no cause looked into" otherwise.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -56,27 +58,95 @@ def _minatar(rate: float, published: str) -> Task:
     """A game with the sizes that OPEN has for PPO there, and the rate that lrla has tuned for Adam."""
     own = {"num_envs": 64, "num_minibatches": 8}, {"learning_rate": rate}, "sizes of OPEN, rate of lrla"
     network = {"activation": "relu", "convolve": False}
-    return Task(1_000_000, network=network, own={"ppo": own}, published=f"at 10M steps: {published}")
+    return Task(1_000_000, network=network, own={"ppo": own}, published=f"all at 10M steps: {published}")
 
 
 TASKS = {
-    "gymnax/CartPole-v1": Task(500_000, published="CleanRL PPO 490.0 ± 6.1, DQN (JAX) 498.4 ± 2.3"),
-    "gymnax/Acrobot-v1": Task(500_000, published="CleanRL PPO -86.4 ± 1.3, DQN (JAX) -88.9 ± 1.6"),
-    "gymnax/MountainCar-v0": Task(500_000, published="CleanRL PPO -200, DQN (JAX) -188.9 ± 11.8; gymnax's agent -118"),
-    "gymnax/Pendulum-v1": Task(500_000, _SCALED, published="gymnax's agent -130"),
-    "gymnax/MountainCarContinuous-v0": Task(500_000, _SCALED, published="gymnax's agent 92"),
+    "gymnax/CartPole-v1": Task(
+        500_000,
+        published="CleanRL at 500,000 steps PPO 490.0 ± 6.1, DQN (JAX) 498.4 ± 2.3, C51 (JAX) 491.1 ± 9.7; "
+        "gymnax's agent 500 (150,000 steps); purejaxrl's DQN 496, "
+        "[run here](value-based.md#on-cartpole) in training, 10 seeds",
+    ),
+    "gymnax/Acrobot-v1": Task(
+        500_000,
+        published="CleanRL at 500,000 steps PPO -86.4 ± 1.3, DQN (JAX) -88.9 ± 1.6; gymnax's agent -80 (500,000 steps)",
+    ),
+    "gymnax/MountainCar-v0": Task(
+        500_000,
+        published="CleanRL at 500,000 steps PPO -200, DQN (JAX) -188.9 ± 11.8, C51 (JAX) -174.3 ± 36; "
+        "gymnax's agent -118 (500,000 steps, 64 epochs of PPO each iteration)",
+    ),
+    "gymnax/Pendulum-v1": Task(
+        500_000,
+        _SCALED,
+        published="gymnax's agent -130 (1M steps); a test of sbx asks TQC for more than -800 after 1,500 steps",
+    ),
+    "gymnax/MountainCarContinuous-v0": Task(500_000, _SCALED, published="gymnax's agent 92 (1M steps)"),
     "gymnax/Breakout-MinAtar": _minatar(1e-2, "PPO in OPEN 50.08, gymnax's agent 28"),
     "gymnax/Asterix-MinAtar": _minatar(3e-3, "PPO in OPEN 15.04, gymnax's agent 15"),
     "gymnax/Freeway-MinAtar": _minatar(1e-3, "PPO in OPEN 61.84, gymnax's agent 58"),
     "gymnax/SpaceInvaders-MinAtar": _minatar(7e-3, "PPO in OPEN 167.09, gymnax's agent 131"),
-    "gymnax/Catch-bsuite": Task(100_000),
-    "gymnax/DiscountingChain-bsuite": Task(100_000),
-    "gymnax/DeepSea-bsuite": Task(100_000),
+    "gymnax/Catch-bsuite": Task(100_000, published="gymnax's agent 1"),
+    "gymnax/DiscountingChain-bsuite": Task(100_000, published="gymnax's agent 1.1"),
+    "gymnax/DeepSea-bsuite": Task(100_000, published="gymnax's agent 0"),
     "brax/hopper": Task(2_000_000, _SCALED),
     "brax/halfcheetah": Task(2_000_000, _SCALED),
     "brax/walker2d": Task(2_000_000, _SCALED),
-    "brax/ant": Task(2_000_000, _SCALED),
+    "brax/ant": Task(
+        2_000_000,
+        _SCALED,
+        published="PPO in OPEN 6517 at 50M steps; brax's own PPO about 8,000 in its demonstration, as told in "
+        "cleanrl#313, steps not stated",
+    ),
 }
+
+NOT_HERE = {
+    "ccn": "predicts and does not act",
+    "utilities": "is for tabular states and does not read rewards",
+    "lpg": "needs the weights of a rule",
+    "disco": "needs the weights of a rule",
+}
+"""Registered names that have no row, and why: with the defaults of the name there is no return to learn for."""
+
+_LONGER = "The published figures are after 10M steps, these after 1M; 10M were not run."
+_UNTUNED = "The name's defaults, not tuned for this task; no cause was looked into."
+_NOT_CONTINUOUS = "The name's defaults, not tuned for continuous control; no cause was looked into."
+_HALF = "The agent of gymnax has a configuration for twice these steps; beyond that no cause was looked into."
+_NO_REPLAY = "The paper's replay buffer is [not here](objectives.md); no further cause was looked into."
+_ONE_AGENT = "Above CleanRL's PPO; below gymnax's single agent, of which no seeds are told."
+NOTES = {
+    "dqn gymnax/CartPole-v1": "The interval of ten seeds reaches 500; CleanRL's figure is of three seeds and of "
+    "episodes in training. [experiments/value-ablations](../experiments/value-ablations/README.md) has the sizes of "
+    "purejaxrl beside the defaults: ten seeds show no difference.",
+    "pqn gymnax/CartPole-v1": "The interval reaches 500; no cause was looked into.",
+    "impala gymnax/CartPole-v1": _UNTUNED,
+    **{f"{name} gymnax/Acrobot-v1": _ONE_AGENT for name in ("ppo", "a2c", "impala", "ppo_ewma", "mdpo", "spo", "dpo")},
+    "vmpo gymnax/Acrobot-v1": _ONE_AGENT,
+    "awr gymnax/Acrobot-v1": "One of ten seeds never gets there, which the interval shows. " + _NO_REPLAY,
+    "pqn gymnax/Acrobot-v1": _UNTUNED,
+    **{f"{name} gymnax/Pendulum-v1": _HALF for name in ("ppo", "ppo_ewma", "mdpo", "spo", "dpo", "vmpo")},
+    "awr gymnax/Pendulum-v1": _NO_REPLAY,
+    **{f"{name} gymnax/Pendulum-v1": _NOT_CONTINUOUS for name in ("a2c", "impala")},
+    **{f"{name} gymnax/MountainCarContinuous-v0": _NOT_CONTINUOUS for name in ("a2c", "impala")},
+    "trpo gymnax/MountainCarContinuous-v0": "Three of ten seeds end at 0, the return of no force at all; the others "
+    "are above 93. No cause was looked into.",
+    "vmpo gymnax/MountainCarContinuous-v0": "The interval reaches the published figure.",
+    "trpo gymnax/Pendulum-v1": "One of ten seeds has not learned (-1,348), which the interval shows. " + _HALF,
+    "stream_q gymnax/Acrobot-v1": _UNTUNED,
+    **{
+        f"{name} gymnax/MountainCar-v0": "No episode met the goal, as with CleanRL's PPO; no cause was looked into."
+        for name in ("ppo", "a2c", "trpo", "mdpo", "pqn")
+    },
+    "dqn gymnax/MountainCar-v0": "Eight of ten seeds never met the goal, the others have -165 and -137.",
+    **{f"pqn gymnax/{game}-MinAtar": _LONGER for game in ("Breakout", "SpaceInvaders")},
+    **{f"ppo gymnax/{game}-MinAtar": _LONGER for game in ("Breakout", "Asterix", "Freeway", "SpaceInvaders")},
+    **{f"{name} gymnax/Catch-bsuite": _UNTUNED for name in ("a2c", "impala")},
+    **{f"{name} gymnax/DiscountingChain-bsuite": _UNTUNED for name in ("stream_q", "a2c", "impala", "dqn")},
+    "stream_q gymnax/DeepSea-bsuite": "It has no directed exploration, and its share of random actions falls to 0.01 "
+    "over the first 5% of the steps; whether more of them would do was not tried.",
+}
+"""Why a cell is below a peer's figure, as far as it is known, by `algorithm environment`; shown once the cell is."""
 
 
 def build(algorithm: str, environment: str) -> tuple[Any, Any, int]:
@@ -151,40 +221,95 @@ def save(cells: dict[str, dict[str, Any]]) -> None:
     temporary.replace(RESULTS)
 
 
-def figure(returns: list[float]) -> str:
-    """`IQM [low, high]` of the seeds; seeds whose episodes did not finish are counted."""
+def figure(returns: list[float], interval: bool = True) -> str:
+    """`IQM [low, high]` of the seeds; seeds whose episodes did not finish are counted. Or the IQM alone."""
     from jaxrl.analysis import statistics
 
+    mean = float(statistics.iqm(returns))
+    digits = 1 if abs(mean) >= 10 else 2
+    if not interval:
+        return f"{mean:.{digits}f}"
     low, high = statistics.bootstrap_interval(returns)
     lost = int(np.isnan(returns).sum())
-    digits = 1 if abs(float(statistics.iqm(returns))) >= 10 else 2
-    text = f"{float(statistics.iqm(returns)):.{digits}f} [{float(low):.{digits}f}, {float(high):.{digits}f}]"
+    text = f"{mean:.{digits}f} [{float(low):.{digits}f}, {float(high):.{digits}f}]"
     return text + (f" ({lost} seeds finished no episode)" if lost else "")
 
 
+def title(environment: str) -> str:
+    """A short name for the head of a column: `Breakout` of `gymnax/Breakout-MinAtar`."""
+    short = re.sub(r"-(v\d+|MinAtar|bsuite)$", "", environment.split("/")[1])
+    return re.sub(r"(?=Continuous)", " ", short)
+
+
+def matrix(cells: dict[str, dict[str, Any]], names: list[str]) -> list[str]:
+    """Lines of the table of all algorithms and environments; a cell that was not run is empty."""
+    lines = [f"| algorithm | {' | '.join(map(title, TASKS))} |", "|---" * (1 + len(TASKS)) + "|"]
+    for name in names:
+        found = (cells.get(f"{name} {environment}") for environment in TASKS)
+        row = [figure(one["returns"], interval=False) if one else "" for one in found]
+        lines.append(f"| {' | '.join([name, *row])} |")
+    return lines
+
+
+def notes(environment: str, cells: dict[str, dict[str, Any]], names: list[str]) -> list[str]:
+    """Lines with the sentences of NOTES for an environment's cells that were run, each once for all that have it."""
+    shared: dict[str, list[str]] = {}
+    for name in names:
+        if (key := f"{name} {environment}") in cells and key in NOTES:
+            shared.setdefault(NOTES[key], []).append(f"`{name}`")
+    return [line for text, whom in shared.items() for line in (f"{', '.join(whom)}: {text}", "")]
+
+
 def render(cells: dict[str, dict[str, Any]]) -> str:
-    """The page."""
+    """The page.
+
+    Raises:
+      ValueError: a cell or a note is of an algorithm or environment that the table does not have.
+    """
     from jaxrl.algorithms.registry import ALGORITHMS
 
-    names = [name for name in ALGORITHMS if any(key.split()[0] == name for key in cells)]
+    known = [name for name in ALGORITHMS if name not in NOT_HERE]
+    for what, keys in (("cell", cells), ("note", NOTES)):
+        for key in keys:
+            name, _, environment = key.partition(" ")
+            if name not in known or environment not in TASKS:
+                raise ValueError(
+                    f"table: a {what} must be of an algorithm and an environment that are in the table; got {key!r}. "
+                    "Algorithms are those of jaxrl.algorithms.registry without NOT_HERE, environments those of TASKS."
+                )
+    names = [name for name in known if any(key.split()[0] == name for key in cells)]
     lines = [
         "# Results",
         "",
         "Written by `scripts/table.py write` from docs/results.json, which `scripts/table.py run` extends.",
         "",
         f"Interquartile mean over {NUM_SEEDS} seeds of the mean greedy return over {NUM_EPISODES} episodes after the",
-        "steps stated, with a 95% bootstrap interval. Each algorithm has the defaults of its name but for what is",
-        "named under a table; nothing was tuned here. What an environment sets for all of them is in TASKS of",
-        "the script. A missing row was not run.",
+        "steps stated, further below with a 95% bootstrap interval. Each algorithm has the defaults of its name but",
+        "for what is named under a table; nothing was tuned here. What an environment sets for all of them is in TASKS",
+        "of the script. Random steps that an agent with replay begins with, `num_warmup_steps` of each environment,",
+        "are not among the steps.",
+        "",
+        f"An empty cell was not run: {len(known) * len(TASKS) - len(cells)} of {len(known) * len(TASKS)}, among them "
+        "those of algorithms that do not",
+        "take an environment's actions. Without a row:",
+        f"{'; '.join(f'{name} {why}' for name, why in NOT_HERE.items())}.",
+        "",
+        *matrix(cells, names + [name for name in known if name not in names]),
+        "",
+        "Published figures are as their authors give them. CleanRL's are of episodes in training (DQN: three seeds).",
+        "gymnax's are those that its README has for one agent a task, PPO's or an evolution strategy's, without seeds",
+        "or spread; the steps beside them are those of the PPO configurations in gymnax-blines. Of rejax and of PQN no",
+        "figure for these environments was found in what was read, only curves and times. Under a table is told what",
+        "is known of cells that are below a published figure.",
         "",
     ]
     for environment, task in TASKS.items():
         rows = [name for name in names if f"{name} {environment}" in cells]
-        if not rows:
-            continue
         lines += [f"## {environment}, {task.num_steps:,} steps", ""]
-        if task.published:
-            lines += [f"Published: {task.published}.", ""]
+        lines += [f"Published: {task.published}." if task.published else "No published figure was found.", ""]
+        if not rows:
+            lines += ["Nothing was run here.", ""]
+            continue
         lines += ["| algorithm | return | steps run |", "|---|---|---|"]
         for name in rows:
             one = cells[f"{name} {environment}"]
@@ -193,6 +318,7 @@ def render(cells: dict[str, dict[str, Any]]) -> str:
         for name in rows:
             if settings := cells[f"{name} {environment}"].get("settings"):
                 lines += [f"`{name}` has {settings}.", ""]
+        lines += notes(environment, cells, rows)
     return "\n".join(lines)
 
 

@@ -110,7 +110,7 @@ def test_signed_hyperbolic():
     goal = REWARD + DISCOUNT * (policy("maximum")[0] * inverse).sum(1)
     squashed = np.sign(goal) * (np.sqrt(np.abs(goal) + 1.0) - 1.0) + 1e-3 * goal
     found = learned(head, VALUES[:, :1], target_of("maximum", NEXT[..., :1]))
-    close(found[1], np.abs(squashed - VALUES[:, 0]), 1e-4)
+    close(found[1], np.abs(squashed - VALUES[:, 0]))
 
 
 def goals(name, following):
@@ -148,7 +148,7 @@ def test_generalized_gaussian(scale):
     close(found[1], np.abs(goal - outputs[:, 0]))
     for i in range(num):
         step = 1e-6 * np.eye(num)[i]
-        close(found[2][:, i], (nll(outputs + step) - nll(outputs - step)) / 2e-6, 1e-4)
+        close(found[2][:, i], (nll(outputs + step) - nll(outputs - step)) / 2e-6)
     product = learned(values.generalized_gaussian(scale, "product"), outputs, target_of("soft", NEXT[..., :num]))[0]
     shape, width = np.log1p(np.exp(outputs[:, 1])) + 1e-3, np.log1p(np.exp(outputs[:, -1])) + 1e-3 if scale else 1.0
     size = np.abs(goal - outputs[:, 0]) / width
@@ -180,11 +180,11 @@ def test_mapped(name, mapping):
             errors.append(part + DISCOUNT[n] * following - now)
             goal = max(now + share * errors[-1], least)
             loss += huber(forward(goal) - VALUES[n, channel], 1.0)
-            close(found[2][n, channel], -np.clip(forward(goal) - VALUES[n, channel], -1.0, 1.0), 1e-4)
-        close(found[0][n], loss, 1e-4)
-        close(found[1][n], np.abs(errors[0] - errors[1]), 1e-4)
+            close(found[2][n, channel], -np.clip(forward(goal) - VALUES[n, channel], -1.0, 1.0))
+        close(found[0][n], loss)
+        close(found[1][n], np.abs(errors[0] - errors[1]))
     head = values.mapped(mapping, scale)
-    close(head.mean(head.init(), QOutput(jnp.float32(NEXT[..., :2]))), back(NEXT[..., 0]) - back(NEXT[..., 1]), 1e-4)
+    close(head.mean(head.init(), QOutput(jnp.float32(NEXT[..., :2]))), back(NEXT[..., 0]) - back(NEXT[..., 1]))
 
 
 def projected(atoms, probs, points):
