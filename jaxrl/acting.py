@@ -88,11 +88,36 @@ def choose(env: Env, output: Output, key: Key | None) -> Action:
     return to_env_action(env.action_space, action)
 
 
+@dataclasses.dataclass(frozen=True)
+class Separate:
+    """An `Optimizer` of `separate`; a type of its own, since it does not go with every network.
+
+    Attributes:
+      policy: of all parameters but the value's.
+      value: of the value's.
+      value_rate: its rate.
+    """
+
+    policy: Optimizer
+    value: Optimizer
+    value_rate: float
+
+    def __call__(self, hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
+        """The transformation for these hyperparameters."""
+        parts: dict[Hashable, optax.GradientTransformation] = {
+            "policy": self.policy(hparams, learning_rate),
+            "value": self.value(hparams, jnp.float32(self.value_rate)),
+        }
+        role = lambda path, _: "value" if only_value_reads(path) else "policy"
+        return optax.partition(parts, lambda params: jax.tree_util.tree_map_with_path(role, params))
+
+
 @memoize
-def separate(policy: Optimizer, value: Optimizer = adam, value_rate: float = 1e-3) -> Optimizer:
+def separate(policy: Optimizer, value: Optimizer = adam, value_rate: float = 1e-3) -> Separate:
     """One optimizer for the parameters that only an `ActorCritic`'s value reads, another for all others.
 
-    For a rule with a norm or a step size that is the policy's own, which the value's gradient would spoil.
+    For a rule with a norm or a step size that is the policy's own, which the value's gradient would spoil. So the
+    network must have no memory, in which that gradient would pass through the policy's parameters: `ppo` refuses it.
 
     Args:
       policy: of all parameters but the value's; `learning_rate` is its rate.
@@ -114,15 +139,4 @@ def separate(policy: Optimizer, value: Optimizer = adam, value_rate: float = 1e-
     """
     if not value_rate > 0:
         raise ValueError(f"separate: value_rate must be positive; got value_rate = {value_rate}.")
-
-    def role(path: tuple[Any, ...], _: Any) -> str:
-        return "value" if only_value_reads(path) else "policy"
-
-    def make(hparams: Any, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
-        parts: dict[Hashable, optax.GradientTransformation] = {
-            "policy": policy(hparams, learning_rate),
-            "value": value(hparams, jnp.float32(value_rate)),
-        }
-        return optax.partition(parts, lambda params: jax.tree_util.tree_map_with_path(role, params))
-
-    return make
+    return Separate(policy, value, value_rate)

@@ -96,7 +96,7 @@ def vtrace(clip_rho: float = 1.0, clip_c: float = 1.0) -> Estimator:
         )
         return advantage, target
 
-    return Estimator(init, estimate, "vtrace")
+    return Estimator(init, estimate, "vtrace", weighted=True)
 
 
 @memoize

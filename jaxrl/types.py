@@ -176,6 +176,7 @@ class Objective(NamedTuple):
       name: for messages.
       variables: `() -> tree` of parameters that are trained by the loss's own gradient beside the network's, such
         as Lagrange multipliers; () if there are none.
+      weighted: whether it weights advantages by the ratio π/μ to the policy that acted.
     """
 
     init: Callable[[Key], PyTree]
@@ -183,6 +184,7 @@ class Objective(NamedTuple):
     heads: tuple[tuple[str, int], ...] = ()
     name: str = "objective"
     variables: Callable[[], PyTree] = tuple
+    weighted: bool = False
 
 
 @struct.dataclass
@@ -218,12 +220,14 @@ class Estimator(NamedTuple):
       estimate: `(params, ReturnInputs) -> (advantage [T, B], value target [T, B])`.
       name: for messages.
       min_envs: environments that it needs at least.
+      weighted: whether advantages have the ratio π/μ to the policy that acted as a weight, as those of `vtrace`.
     """
 
     init: Callable[[], PyTree]
     estimate: Callable[[PyTree, ReturnInputs], tuple[Array, Array]]
     name: str = "estimator"
     min_envs: int = 1
+    weighted: bool = False
 
 
 class Strategy(NamedTuple):

@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 
 import jaxrl
-from jaxrl import validation
+from jaxrl import estimators, objectives, spaces, validation
 from jaxrl.algorithms import ppo
+from jaxrl.algorithms.registry import ALGORITHMS
+from jaxrl.networks import NetworkConfig
+from jaxrl.networks.control import ControlConfig
 from jaxrl.networks.q_network import q_network
+from jaxrl.networks.streaming import StreamingConfig
 from jaxrl.ops import minibatches
-from jaxrl.types import Objective
+from jaxrl.types import Env, EnvStep, Objective
+
+CARTPOLE = jaxrl.make_env("gymnax/CartPole-v1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +83,115 @@ def test_ppo_refuses(change, message):
         jaxrl.ppo(jaxrl.make_env("probe/Constant"), config=ppo.Config(**change))
 
 
+NUM_PARTS = 2
+
+
+def two_switches() -> Env:
+    """Two parts of two actions each; of both the second one is illegal, and pays."""
+    mask = spaces.box(0, 1, (2 * NUM_PARTS,), jnp.bool_)
+    observe = lambda: {"observation": jnp.ones(3), "action_mask": jnp.array([True, False] * NUM_PARTS)}
+
+    def step(key, state, action, params):
+        over = jnp.bool_(True)
+        return state, EnvStep(observe(), jnp.sum(action).astype(jnp.float32), over, ~over, {})
+
+    return Env(
+        name="test/TwoSwitches",
+        reset=lambda key, params: (jnp.float32(0.0), observe()),
+        step=step,
+        default_params=tuple,
+        observation_space=spaces.Dict((("observation", spaces.box(0.0, 1.0, (3,))), ("action_mask", mask))),
+        action_space=spaces.MultiDiscrete((2,) * NUM_PARTS),
+    )
+
+
+@pytest.mark.parametrize("name", ["stream_ac", "bpg"])
+def test_illegal_actions_of_several_parts_are_not_taken(name):
+    env = two_switches()
+    agent = jaxrl.make(name, env, num_steps=2)
+    state = agent.init(jax.random.key(0), agent.hyperparams())
+    obs = env.reset(jax.random.key(0), ())[1]
+    act = jax.jit(jax.vmap(lambda key: agent.act(state, agent.initial_memory(), obs, key)[0]))
+    assert not act(jax.random.split(jax.random.key(1), 64)).any()
+    other = env._replace(action_space=spaces.MultiDiscrete((2, 3)))
+    with pytest.raises(
+        ValueError, match=r"action_mask of .* must have 5 entries, the parts' masks one after the other"
+    ):
+        jaxrl.make(name, other)
+
+
+# Settings of layers of another class, for each algorithm that has any; and a network that is built.
+LAYERS = {
+    "gymnax/CartPole-v1": (
+        *("ppo", "a2c", "trpo", "props", "harpg", "mac", "hnpg", "bpg", "stream_q", "stream_ac"),
+        *("dqn", "rainbow", "pqn", "sqirl", "discrete_sac", "mrq"),
+    ),
+    "gymnax/Pendulum-v1": ("avg", "reppo", "sac", "td3", "mpo", "cqn"),
+}
+
+
+@pytest.mark.parametrize("name, task", [(name, task) for task, names in LAYERS.items() for name in names])
+def test_layers_of_another_class_are_refused(name, task):
+    wanted = type(ALGORITHMS[name].default_config.network)
+    for other in (NetworkConfig(), StreamingConfig(), ControlConfig()):
+        if not isinstance(other, wanted):
+            message = rf"network must be a {wanted.__name__}, .*; got {type(other).__name__}, network = .*Pass jaxrl"
+            with pytest.raises(ValueError, match=message):
+                jaxrl.make(name, jaxrl.make_env(task), network=other)
+
+
+@pytest.mark.parametrize("name", ["hnpg", "bpg", "stream_q", "stream_ac", "reppo", "avg", "cqn", "pqn", "mrq"])
+def test_a_built_network_is_refused_where_none_is_taken(name):
+    env = jaxrl.make_env("gymnax/Pendulum-v1" if name in LAYERS["gymnax/Pendulum-v1"] else "gymnax/CartPole-v1")
+    network = jaxrl.actor_critic(env.observation_space, env.action_space)
+    wanted = type(ALGORITHMS[name].default_config.network).__name__
+    with pytest.raises(ValueError, match=rf"network must be a {wanted}, .*; got ActorCritic, network = "):
+        jaxrl.make(name, env, network=network)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.clip(),
+        objectives.kl_penalty(),
+        objectives.alpha_penalty(),
+        objectives.spo(),
+        objectives.dpo(),
+        objectives.mdpo(),
+        objectives.lpo(),
+        objectives.lpo(progress=True),
+    ],
+    ids=lambda objective: objective.name,
+)
+def test_data_of_an_older_policy_is_weighted_once(objective):
+    build = lambda estimator, **config: jaxrl.ppo(
+        CARTPOLE, objective=objective, estimator=estimator, config=ppo.Config(**config)
+    )
+    for proximal in ("behavior", "recent", "ewma"):
+        with pytest.raises(ValueError, match=rf"the objective '{objective.name}' with actor_lag = 1\. Use policy_grad"):
+            build(estimators.vtrace(), actor_lag=1, proximal=proximal)
+    build(estimators.vtrace())
+    build(estimators.gae(), actor_lag=1)
+
+
+@pytest.mark.parametrize("objective", [objectives.policy_gradient(), objectives.awr(), objectives.vmpo()])
+def test_objectives_without_a_ratio_go_with_vtrace(objective):
+    jaxrl.ppo(CARTPOLE, objective=objective, estimator=estimators.vtrace(), config=ppo.Config(actor_lag=1))
+
+
+def test_pmoe_with_vtrace_is_refused():
+    env = jaxrl.make_env("gymnax/Pendulum-v1")
+    objective = objectives.pmoe(2)
+    spaces_of = (env.observation_space, env.action_space)
+    net = jaxrl.actor_critic(*spaces_of, policy="mixture", num_components=2, heads=objective.heads)
+    with pytest.raises(ValueError, match=r"'pmoe' with actor_lag = 2"):
+        jaxrl.ppo(env, net, objective, estimators.vtrace(), config=ppo.Config(actor_lag=2))
+
+
 @pytest.mark.parametrize("name", ["mrq", "disco", "discrete_sac", "lpg"])
 def test_illegal_actions_are_not_ignored(name):
     with pytest.raises(ValueError, match=rf"{name}: it knows nothing of illegal actions; got 'probe/ActionMask'.*ppo"):
         jaxrl.make(name, jaxrl.make_env("probe/ActionMask"))
-
-
-CARTPOLE = jaxrl.make_env("gymnax/CartPole-v1")
 
 
 @pytest.mark.parametrize("key", [jnp.zeros(2, jnp.uint32), 0])

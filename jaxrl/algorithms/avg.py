@@ -122,7 +122,8 @@ def avg(env: Env, config: Config = Config()) -> Algorithm:
       The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`.
 
     Raises:
-      ValueError: actions are no `Box` with finite bounds, a count is not positive, or a choice is unknown.
+      ValueError: actions are no `Box` with finite bounds, a count is not positive, a choice is unknown, or
+        `config.network` is of another class.
 
     Example:
       >>> import jaxrl
@@ -137,6 +138,7 @@ def avg(env: Env, config: Config = Config()) -> Algorithm:
         raise ValueError(f"avg: actions must be a Box with finite bounds; {env.name!r} has {space}. Use stream_ac.")
     validation.counts("avg", config, ("num_steps",))
     validation.choices("avg", config)
+    validation.layers("avg", config.network, StreamingConfig)
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(1)
     size = spaces.size(space)

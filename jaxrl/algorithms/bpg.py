@@ -32,7 +32,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import rollout, validation
-from jaxrl.networks.actor_critic import to_env_action
+from jaxrl.networks.actor_critic import check_mask, to_env_action
 from jaxrl.networks.initializers import initialize
 from jaxrl.networks.streaming import StreamingConfig, policy_distribution, policy_outputs, streaming_network
 from jaxrl.ops import quadrature, statistics
@@ -123,7 +123,8 @@ def bpg(env: Env, config: Config = Config()) -> Algorithm:
       `return/mean` of the M episodes (discounted, cut at T) and `policy/entropy`.
 
     Raises:
-      ValueError: there is no policy over the actions, a count is not positive, or a choice is unknown.
+      ValueError: there is no policy over the actions or their mask is of others, a count is not positive, a choice is
+        unknown, or `config.network` is of another class.
 
     Example:
       >>> import jaxrl
@@ -135,6 +136,8 @@ def bpg(env: Env, config: Config = Config()) -> Algorithm:
     space = env.action_space
     validation.counts("bpg", config, ("num_envs", "num_steps", "num_cg_steps"))
     validation.choices("bpg", config)
+    validation.layers("bpg", config.network, StreamingConfig)
+    check_mask(env.observation_space, space)
     net = streaming_network(env.observation_space, policy_outputs(space), config.network)
     precision = config.matmul_precision
 

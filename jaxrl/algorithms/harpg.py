@@ -150,6 +150,7 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
       >>> [round(float(length), 4) for length in metrics["direction/step"]]
       [0.2, 0.1333]
     """
+    validation.layers("harpg", config.network, NetworkConfig)
     net = acting.network_for(env, network, config.network)
     validation.counts("harpg", config, ("num_envs", "num_steps", "num_value_updates"))
     validation.choices("harpg", config)

@@ -145,9 +145,9 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
       rollout's weighing `online_weight`) and `policy/step` (α; 0 where the line search gave up).
 
     Raises:
-      ValueError: counts that are not positive, other actions or illegal ones, critics that learn distributions, drop
-        units, are normalized by the batch or on spheres; on `init` a hybrid without a dataset or with one of another
-        environment, or a dataset that would have no effect.
+      ValueError: counts that are not positive, other actions or illegal ones, a `config.network` of another class,
+        critics that learn distributions, drop units, are normalized by the batch or on spheres; on `init` a hybrid
+        without a dataset or with one of another environment, or a dataset that would have no effect.
 
     Example:
       >>> import jaxrl
@@ -161,6 +161,7 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
     counted = "num_envs num_steps num_evaluations num_updates batch_size num_action_samples num_cg_steps num_backtracks"
     validation.counts("hnpg", config, counted.split())
     validation.choices("hnpg", config)
+    validation.layers("hnpg", config.network, ControlConfig)
     validation.unmasked("hnpg", env)
     reset.validate(config.num_envs)
     layers = config.network

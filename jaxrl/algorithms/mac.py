@@ -157,6 +157,7 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
       >>> agent.env_steps, metrics["reward/mean"].shape
       (64, (2,))
     """
+    validation.layers("mac", config.network, NetworkConfig)
     net = acting.network_for(env, network, config.network)
     reset = rollout.Reset(config.reset, config.reset_size)
     validation.counts("mac", config, ("num_envs", "num_steps"))
@@ -168,7 +169,11 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
             f"{config.max_level!r}. The longest trajectory has 2^max_level transitions."
         )
     if net.recurrent:
-        raise ValueError(f"mac: the network must not be recurrent; got memory = {net.memory!r}. Use memory='none'.")
+        raise ValueError(
+            "mac: the network must not be recurrent, since policy and value have step sizes of their own and with a "
+            "memory share parameters, and since the gradient of each transition is taken by itself, not through those "
+            f"before it; got memory = {net.memory!r}. Use memory='none'."
+        )
     geometric = config.lengths == "geometric"
 
     def hyperparams(**changes: Any) -> Hyperparams:

@@ -190,7 +190,8 @@ def ppo(
 
     Raises:
       ValueError: counts that are not positive, a rollout that does not split evenly into minibatches, an unknown
-        choice, or heads that the objective needs and the network lacks.
+        choice, heads that the objective needs and the network lacks, a `config.network` of another class, `vtrace` for
+        an older policy with an objective that weights by the ratio too, or `separate` for a network with memory.
 
     Example:
       >>> import jaxrl
@@ -200,6 +201,7 @@ def ppo(
       >>> metrics["loss/value"].shape
       (2,)
     """
+    validation.layers("ppo", config.network, NetworkConfig)
     net = acting.network_for(env, network, config.network)
     reset = rollout.Reset(config.reset, config.reset_size)
     validation.counts("ppo", config, ("num_envs", "num_steps", "num_epochs", "num_minibatches"))
@@ -212,6 +214,17 @@ def ppo(
         raise ValueError(
             "ppo: actor_lag must not be negative, and proximal = 'recent' needs an actor_lag of at least 1 (without "
             f"one it is 'behavior'); got actor_lag = {config.actor_lag}, proximal = {config.proximal!r}."
+        )
+    if config.actor_lag and estimator.weighted and objective.weighted:
+        raise ValueError(
+            f"ppo: with an actor_lag the estimator {estimator.name!r} puts the weight π/μ into the advantage, and the "
+            f"objective must not put it in again; got the objective {objective.name!r} with actor_lag = "
+            f"{config.actor_lag}. Use policy_gradient, awr or vmpo with vtrace, or gae with this objective."
+        )
+    if isinstance(optimizer, acting.Separate) and net.recurrent:
+        raise ValueError(
+            "ppo: with an optimizer that keeps the policy's step apart from the value's (n_pg_igt's) the network must "
+            f"have no memory, since policy and value share one; got memory = {net.memory!r}. Set memory to 'none'."
         )
     diagnostics.validate("ppo", config.diagnostics, net, config.num_minibatches, config.actor_lag)
     batch_size = config.num_envs * config.num_steps

@@ -165,6 +165,7 @@ def pqn(
     """
     validation.counts("pqn", config, ("num_envs", "num_steps", "num_epochs", "num_minibatches"))
     validation.choices("pqn", config)
+    validation.layers("pqn", config.network, QNetworkConfig)
     minibatches.validate(config.num_steps, config.num_envs, config.num_minibatches, whole_sequences=False)
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(config.num_envs)

@@ -239,6 +239,7 @@ def props(
       >>> state.buffer.reward.shape
       (2, 16, 2)
     """
+    validation.layers("props", config.network, NetworkConfig)
     net = acting.network_for(env, network, config.network)
     reset = rollout.Reset(config.reset, config.reset_size)
     _validate(net, objective, estimator, config)

@@ -446,11 +446,13 @@ def _validate(env: Env, config: Config) -> spaces.Box:
             f"reppo: actions must be a Box with finite bounds, since the gradient of Q goes through them; {env.name!r} "
             f"has {space}. Use ppo."
         )
-    if not isinstance(config.network, CriticConfig):
-        raise ValueError(
-            "reppo: network must be a CriticConfig (layers of a policy and of an action value); there is no recurrent "
-            f"form. Got network = {config.network}. For a memory use ppo or trpo."
-        )
+    validation.layers(
+        "reppo",
+        config.network,
+        CriticConfig,
+        "There is no recurrent form: minibatches are of single transitions, shuffled without what came before them. "
+        "For a memory use ppo or trpo.",
+    )
     validation.counts(
         "reppo",
         config,

@@ -138,6 +138,7 @@ def sqirl(env: Env, optimizer: Optimizer = adam, config: Config = Config()) -> A
     """
     validation.counts("sqirl", config, ("num_envs", "num_steps", "depth", "num_updates", "batch_size"))
     validation.choices("sqirl", config)
+    validation.layers("sqirl", config.network, QNetworkConfig)
     if config.depth > config.num_steps:
         raise ValueError(
             "sqirl: depth must be at most num_steps, beyond which it changes nothing; got "

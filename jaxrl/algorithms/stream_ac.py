@@ -23,7 +23,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import rollout, validation
-from jaxrl.networks.actor_critic import to_env_action
+from jaxrl.networks.actor_critic import check_mask, to_env_action
 from jaxrl.networks.initializers import initialize
 from jaxrl.networks.streaming import StreamingConfig, policy_distribution, policy_outputs, streaming_network
 from jaxrl.ops import reward_scaling, statistics, traces
@@ -126,7 +126,8 @@ def stream_ac(env: Env, config: Config = Config()) -> Algorithm:
       The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`.
 
     Raises:
-      ValueError: there is no policy over the actions, a count is not positive, or a choice is unknown.
+      ValueError: there is no policy over the actions or their mask is of others, a count is not positive, a choice is
+        unknown, or `config.network` is of another class.
 
     Example:
       >>> import jaxrl
@@ -139,6 +140,8 @@ def stream_ac(env: Env, config: Config = Config()) -> Algorithm:
     space = env.action_space
     validation.counts("stream_ac", config, ("num_steps",))
     validation.choices("stream_ac", config)
+    validation.layers("stream_ac", config.network, StreamingConfig)
+    check_mask(env.observation_space, space)
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(1)
     policy_net = streaming_network(env.observation_space, policy_outputs(space), config.network)

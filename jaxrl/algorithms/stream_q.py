@@ -142,7 +142,8 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
       The algorithm; its hyperparameters are a `Hyperparams`, its state a `State`.
 
     Raises:
-      ValueError: actions are not discrete, a count is not positive, or a choice is unknown.
+      ValueError: actions are not discrete, a count is not positive, a choice is unknown, or `config.network` is of
+        another class.
 
     Example:
       >>> import jaxrl
@@ -157,6 +158,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
         raise ValueError(f"stream_q: actions must be Discrete; {env.name!r} has {space}. Use stream_ac or avg.")
     validation.counts("stream_q", config, ("num_steps",))
     validation.choices("stream_q", config)
+    validation.layers("stream_q", config.network, StreamingConfig)
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(1)
     net = streaming_network(env.observation_space, (("value", space.n),), config.network)

@@ -156,6 +156,7 @@ def trpo(
       >>> bool((metrics["policy/kl"] <= 0.0101).all())
       True
     """
+    validation.layers("trpo", config.network, NetworkConfig)
     net = acting.network_for(env, network, config.network)
     reset = rollout.Reset(config.reset, config.reset_size)
     counted = ("num_envs", "num_steps", "num_cg_steps", "num_backtracks", "num_epochs", "num_minibatches")

@@ -180,20 +180,15 @@ class ActorCritic(nn.Module):
         return distributions.Gaussian(mean, log_std)
 
     def _several(self, nvec: tuple[int, ...], features: Array, mask: Array | None) -> Any:
-        logits = self._linear("policy", sum(nvec), features)
-        starts = [sum(nvec[:i]) for i in range(1, len(nvec))]
-        parts = jnp.split(logits, starts, axis=-1)
-        if mask is not None:
-            masks = jnp.split(mask.reshape(logits.shape), starts, axis=-1)
-            parts = [distributions.masked_categorical(*part).logits for part in zip(parts, masks, strict=True)]
+        parts = part_logits(nvec, self._linear("policy", sum(nvec), features), mask)
         if self.policy != "autoregressive":
-            return distributions.MultiCategorical(tuple(parts))
-        shapes = list(zip(starts, nvec[1:], strict=True))
+            return distributions.MultiCategorical(parts)
+        shapes = list(zip(_starts(nvec), nvec[1:], strict=True))
         sizes = [math.prod(shape) for shape in shapes]
         flat = self._linear("tables", sum(sizes), features)
         tables = jnp.split(flat, [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
         reshaped = [table.reshape((*flat.shape[:-1], *shape)) for table, shape in zip(tables, shapes, strict=True)]
-        return distributions.AutoregressiveCategorical(tuple(parts), tuple(reshaped))
+        return distributions.AutoregressiveCategorical(parts, tuple(reshaped))
 
     def _extremes(self, num: int, num_levels: int, features: Array) -> Any:
         # The first value's logit is 0, so that two values are a Bernoulli variable with one logit.
@@ -213,6 +208,29 @@ class ActorCritic(nn.Module):
 
 
 _LEVELS = {"bang_bang": 2, "bang_off_bang": 3}
+
+
+def _starts(nvec: tuple[int, ...]) -> list[int]:
+    """Where the parts of a `MultiDiscrete` begin in one row of logits, but for the first."""
+    return [sum(nvec[:i]) for i in range(1, len(nvec))]
+
+
+def part_logits(nvec: tuple[int, ...], logits: Float[Array, "... A"], mask: Array | None) -> tuple[Array, ...]:
+    """The logits of each part of a `MultiDiscrete`, where those of illegal actions are replaced.
+
+    Args:
+      nvec: actions of each part.
+      logits: of all parts, one after the other.
+      mask: true where an action is legal, of as many entries in any shape after the leading axes; None: all are.
+
+    >>> [x.shape for x in part_logits((2, 3), jnp.zeros((4, 5)), None)]
+    [(4, 2), (4, 3)]
+    """
+    parts = jnp.split(logits, _starts(nvec), axis=-1)
+    if mask is None:
+        return tuple(parts)
+    masks = jnp.split(mask.reshape(logits.shape), _starts(nvec), axis=-1)
+    return tuple(distributions.masked_categorical(*part).logits for part in zip(parts, masks, strict=True))
 
 
 def init_params(net: ActorCritic, key: Key, obs: Observation) -> PyTree:
@@ -380,11 +398,19 @@ def _check_policy(network: ActorCritic) -> None:
         )
     if network.state_std and (not box or policy in _LEVELS):
         raise ValueError(f"state_std needs a policy with a standard deviation; got policy = {policy!r} for {space}.")
-    _check_mask(network)
+    check_mask(network.observation_space, space)
 
 
-def _check_mask(network: ActorCritic) -> None:
-    observed, space = network.observation_space, network.action_space
+def check_mask(observed: spaces.Space, space: spaces.Space) -> None:
+    """Checks that the mask of legal actions in observations, if there is one, is of the actions.
+
+    Args:
+      observed: space of one observation.
+      space: space of one action.
+
+    Raises:
+      ValueError: it has another number of entries.
+    """
     if not (isinstance(observed, spaces.Dict) and "action_mask" in observed.names):
         return
     mask = observed["action_mask"]

@@ -144,6 +144,7 @@ def coarse_critic(
     """
     if not (isinstance(action_space, spaces.Box) and action_space.bounded):
         raise ValueError(f"coarse_critic: actions must be a Box with finite bounds; got {action_space}.")
+    validation.layers("coarse_critic", config, CoarseConfig)
     validation.counts("coarse_critic", config, ("num_levels", "num_bins", "num_atoms", "num_features"))
     validation.count("coarse_critic", "length", length)
     if config.num_bins < 2 or config.num_atoms < 2 or min(config.hidden, default=1) < 1:

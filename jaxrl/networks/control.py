@@ -269,7 +269,8 @@ def networks_for(
       discrete: whether actions must be discrete.
 
     Raises:
-      ValueError: both are given, the policy given is of the other kind, or what `control_networks` raises.
+      ValueError: both are given, `config` is of another class, the policy given is of the other kind, or what
+        `control_networks` raises.
     """
     if discrete and not isinstance(env.action_space, spaces.Discrete):
         raise ValueError(f"{owner}: actions must be discrete; {env.name!r} has {env.action_space}. Use sac.")
@@ -278,6 +279,7 @@ def networks_for(
             f"{owner}: actions must be a Box with finite bounds, since the gradient of Q goes through them; "
             f"{env.name!r} has {env.action_space}. Use discrete_sac, dqn or ppo."
         )
+    validation.layers(owner, config, ControlConfig)
     if network is None:
         return control_networks(env.observation_space, env.action_space, stochastic, config)
     if config != ControlConfig():

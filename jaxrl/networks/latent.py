@@ -221,6 +221,7 @@ def latent_networks(
         isinstance(action_space, spaces.Box) and action_space.bounded
     ):
         raise ValueError(f"latent_networks: actions must be Discrete or a Box with finite bounds; got {action_space}.")
+    validation.layers("latent_networks", config, LatentConfig)
     validation.choices("latent_networks", config)
     sizes = [field.name for field in dataclasses.fields(config) if type(field.default) is int]
     validation.counts("latent_networks", config, sizes)

@@ -273,6 +273,7 @@ def q_network(
     if not isinstance(action_space, spaces.Discrete):
         raise ValueError(f"q_network: actions must be Discrete, one value each; got {action_space}.")
     validation.count("q_network", "num_outputs", num_outputs)
+    validation.layers("q_network", config, QNetworkConfig)
     validation.counts("q_network", config, ("memory_size", "num_members"))
     validation.choices("q_network", config)
     if not config.hidden or min(config.hidden) < 1:

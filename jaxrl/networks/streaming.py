@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrl import spaces
+from jaxrl.networks.actor_critic import part_logits
 from jaxrl.networks.initializers import orthogonal
 from jaxrl.networks.torsos import Encoder
 from jaxrl.ops import distributions
@@ -226,15 +227,17 @@ def policy_distribution(space: spaces.Space, outputs: dict[str, Array], mask: Ar
     Args:
       space: of actions.
       outputs: see `policy_outputs`, leading axes [...].
-      mask: legal actions of a `Discrete`, [..., A], or None.
+      mask: legal actions of a `Discrete` or of the parts of a `MultiDiscrete`, one after the other, as many entries as
+        there are logits in any shape after the leading axes; or None.
 
     Returns:
       A distribution of batch shape [...].
     """
     policy = outputs["policy"]
     if isinstance(space, spaces.Discrete):
-        return distributions.Categorical(policy) if mask is None else distributions.masked_categorical(policy, mask)
+        if mask is None:
+            return distributions.Categorical(policy)
+        return distributions.masked_categorical(policy, mask.reshape(policy.shape))
     if isinstance(space, spaces.MultiDiscrete):
-        ends = [sum(space.nvec[: i + 1]) for i in range(len(space.nvec) - 1)]
-        return distributions.MultiCategorical(tuple(jnp.split(policy, ends, axis=-1)))
+        return distributions.MultiCategorical(part_logits(space.nvec, policy, mask))
     return distributions.Gaussian(policy, jnp.log(jax.nn.softplus(outputs["spread"]) + _LEAST_STD))

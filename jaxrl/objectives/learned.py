@@ -94,7 +94,7 @@ def drift_objective(name: str, init: Callable[[jax.Array], PyTree], drift: Drift
         taken = drift(params, inputs.log_prob - inputs.proximal_log_prob, inputs.advantage, inputs.progress)
         return -jnp.mean(weight * (ratio * inputs.advantage - taken)), {"policy/drift": jnp.mean(taken)}
 
-    return Objective(init, loss, name=name)
+    return Objective(init, loss, name=name, weighted=True)
 
 
 @memoize

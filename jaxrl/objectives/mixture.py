@@ -98,4 +98,4 @@ def pmoe(
         return base_loss + params.router_coef * router_loss + params.component_coef * component_loss, metrics
 
     heads = (*base.heads, (COMPONENT_ADVANTAGE, num_components))
-    return Objective(init, loss, heads, name="pmoe", variables=base.variables)
+    return Objective(init, loss, heads, name="pmoe", variables=base.variables, weighted=base.weighted)

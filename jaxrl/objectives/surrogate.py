@@ -136,7 +136,7 @@ def clip(epsilon: float = 0.2) -> Objective:
         outside = jnp.abs(ratio - 1) > params.clip
         return -jnp.mean(weight * gain), {"policy/clip_fraction": jnp.mean(outside.astype(jnp.float32))}
 
-    return Objective(init, loss, name="clip")
+    return Objective(init, loss, name="clip", weighted=True)
 
 
 @memoize
@@ -171,7 +171,7 @@ def kl_penalty(beta: float = 1.0) -> Objective:
         gain = weight * ratio * inputs.advantage - params.beta * divergence
         return -jnp.mean(gain), {"policy/penalty": jnp.mean(divergence)}
 
-    return Objective(init, loss, name="kl_penalty")
+    return Objective(init, loss, name="kl_penalty", weighted=True)
 
 
 @memoize
@@ -216,7 +216,7 @@ def alpha_penalty(alpha: float = 0.5, beta: float = 1.0) -> Objective:
         gain = weight * ratio * inputs.advantage - params.beta * divergence
         return -jnp.mean(gain), {"policy/penalty": jnp.mean(divergence)}
 
-    return Objective(init, loss, name="alpha_penalty")
+    return Objective(init, loss, name="alpha_penalty", weighted=True)
 
 
 @memoize
@@ -253,7 +253,7 @@ def spo(epsilon: float = 0.2) -> Objective:
         gain = ratio * inputs.advantage - penalty
         return -jnp.mean(weight * gain), {"policy/ratio_deviation": jnp.mean(jnp.abs(ratio - 1))}
 
-    return Objective(init, loss, name="spo")
+    return Objective(init, loss, name="spo", weighted=True)
 
 
 @memoize
@@ -301,7 +301,7 @@ def dpo(alpha: float = 2.0, beta: float = 0.6) -> Objective:
         )
         return -jnp.mean(weight * (ratio * advantage - drift)), {"policy/drift": jnp.mean(drift)}
 
-    return Objective(init, loss, name="dpo")
+    return Objective(init, loss, name="dpo", weighted=True)
 
 
 @memoize
@@ -341,4 +341,4 @@ def mdpo(step_size: float = 1.0) -> Objective:
         gain = weight * ratio * inputs.advantage - divergence / step
         return -jnp.mean(gain), {"policy/penalty": jnp.mean(divergence), "policy/step_size": step}
 
-    return Objective(init, loss, name="mdpo")
+    return Objective(init, loss, name="mdpo", weighted=True)

@@ -153,7 +153,7 @@ def test_what_cannot_be_built_says_why():
     pendulum = jaxrl.make_env("gymnax/Pendulum-v1")
     with pytest.raises(ValueError, match="actions must be a Box with finite bounds"):
         reppo.reppo(jaxrl.make_env("gymnax/CartPole-v1"))
-    with pytest.raises(ValueError, match="no recurrent form"):
+    with pytest.raises(ValueError, match="no recurrent form: minibatches are of single transitions"):
         reppo.reppo(pendulum, reppo.Config(network=NetworkConfig(memory="gru")))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="divisible by num_minibatches"):
         reppo.reppo(pendulum, reppo.Config(num_envs=3, num_steps=5))

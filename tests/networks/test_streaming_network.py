@@ -97,6 +97,20 @@ def test_policies_of_all_spaces(space, size):
     assert np.isfinite(policy.log_prob(action)).all()
 
 
+@pytest.mark.parametrize("shape", [(5,), (1, 5)])
+@pytest.mark.parametrize(
+    "space, legal", [(spaces.MultiDiscrete((2, 3)), [{0}, {0, 2}]), (spaces.Discrete(5), [{0, 2, 4}])]
+)
+def test_illegal_actions_are_not_drawn(space, legal, shape):
+    """Of several parts the masks are one after the other, as `actor_critic` takes them."""
+    mask = jnp.array([True, False, True, False, True]).reshape(shape)
+    logits = jnp.array([0.0, 3.0, 0.0, 3.0, 0.0])
+    policy = streaming.policy_distribution(space, {"policy": logits}, mask)
+    drawn = np.asarray(jax.vmap(policy.sample)(jax.random.split(jax.random.key(0), 100))).reshape(100, -1)
+    assert [set(column) for column in drawn.T] == legal
+    assert all(int(action) in part for action, part in zip(jnp.ravel(policy.mode()), legal, strict=True))
+
+
 @pytest.mark.parametrize(
     "config, rule",
     [

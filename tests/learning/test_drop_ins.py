@@ -1,0 +1,50 @@
+"""Recurrent and convolutional networks are drop-ins: a step of each on-policy name traces, or says why not."""
+
+import dataclasses
+
+import jax
+import pytest
+
+import jaxrl
+from jaxrl.algorithms.registry import ALGORITHMS
+from jaxrl.networks import NetworkConfig
+
+NAMES = [
+    name
+    for name, entry in ALGORITHMS.items()
+    if isinstance(getattr(entry.default_config, "network", None), NetworkConfig)
+]
+WITHOUT_MEMORY = {"harpg", "mac", "n_pg_igt", "props"}
+SIZES = {"num_envs": 4, "num_steps": 8, "num_minibatches": 2, "num_behavior_updates": 2, "num_behavior_minibatches": 2}
+
+
+def traced(name, env, **changes):
+    """Shapes of the metrics of one step."""
+    config = ALGORITHMS[name].default_config
+    sizes = {field: size for field, size in SIZES.items() if getattr(config, field, 1) > 1}
+    network = dataclasses.replace(config.network, hidden=(8,), **changes)
+    agent = jaxrl.make(name, jaxrl.make_env(env), network=network, **sizes)
+    step = lambda hparams: agent.step(agent.init(jax.random.key(0), hparams), hparams)
+    return jax.eval_shape(step, agent.hyperparams())[1]
+
+
+def test_the_names_are_those_of_the_docs():
+    assert len(NAMES) > 15
+    assert set(NAMES) > WITHOUT_MEMORY | {"ppo", "trpo", "a2c", "impala", "mdpo", "vmpo", "subpo"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "memory", ["gru", pytest.param("lstm", marks=pytest.mark.slow), pytest.param("s5", marks=pytest.mark.slow)]
+)
+def test_memory(name, memory):
+    if name in WITHOUT_MEMORY:
+        with pytest.raises(ValueError, match=r"memory"):
+            traced(name, "probe/Memory", memory=memory, memory_size=4)
+        return
+    assert traced(name, "probe/Memory", memory=memory, memory_size=4)["episode/count"].shape == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images(name):
+    assert traced(name, "gymnax/Breakout-MinAtar")["episode/count"].shape == ()
