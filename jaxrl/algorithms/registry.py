@@ -53,10 +53,12 @@ class Entry:
 
     Attributes:
       summary: one line for people.
-      factory: `(env, network=..., config=...) -> Algorithm`.
+      factory: `(env, network=..., config=...) -> Algorithm`; of a variant further components are those of its base, in
+        place of its own.
       default_config: its structure unless changed, a frozen dataclass.
       hyperparams: the record of its data.
       base: the algorithm that it is a variant of, or None.
+      components: of a variant, what it gives its base, by the argument's name.
     """
 
     summary: str
@@ -64,6 +66,7 @@ class Entry:
     default_config: Any
     hyperparams: type
     base: str | None = None
+    components: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def config(self) -> type:
@@ -82,8 +85,8 @@ def _variant(
     """An entry for the step of another algorithm with some of its components chosen."""
     factory, record = _BASES[base]
 
-    def make(env: Env, network: Any = None, config: Any = config) -> Algorithm:
-        algorithm = factory(env, network, config=config, **components)
+    def make(env: Env, network: Any = None, config: Any = config, **others: Any) -> Algorithm:
+        algorithm = factory(env, network, config=config, **{**components, **others})
 
         def with_defaults(**changes: Any) -> Any:
             made = algorithm.hyperparams(**changes)
@@ -99,7 +102,7 @@ def _variant(
         return algorithm._replace(name=name, hyperparams=with_defaults)
 
     make.__name__ = name
-    return Entry(summary, memoize(make), config, record, base)
+    return Entry(summary, memoize(make), config, record, base, components)
 
 
 def _cqn(env: Env, network: Any = None, **components: Any) -> Algorithm:

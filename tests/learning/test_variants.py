@@ -4,11 +4,14 @@ A probe whose best return is 1 (of some of them in the ordinary tests); CartPole
 has about 20, and Pendulum if slow.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import jaxrl
+from jaxrl import estimators
 from jaxrl.algorithms.registry import ALGORITHMS
 
 NUM_SEEDS = 5
@@ -17,9 +20,18 @@ QUICK = ("trpo", "a2c", "impala", "vmpo")
 """One of each kind of part: a natural gradient, a plain one, lagging actors, trained multipliers."""
 
 
-def learned(name, env, total_steps, config, **hparams):
-    """Mean greedy return of each seed."""
-    agent = jaxrl.make(name, jaxrl.make_env(env), **config)
+def learned(name, env, total_steps, config, broken=False, **hparams):
+    """Mean greedy return of each seed; if broken, of what makes the actions likely that were worse than expected."""
+    entry, parts = ALGORITHMS[name], {}
+    if broken:
+        whole = entry.components.get("estimator", estimators.gae())
+
+        def estimate(params, inputs):
+            advantage, target = whole.estimate(params, inputs)
+            return -advantage, target
+
+        parts["estimator"] = whole._replace(estimate=estimate)
+    agent = entry.factory(jaxrl.make_env(env), config=dataclasses.replace(entry.default_config, **config), **parts)
     num_steps = total_steps // agent.env_steps
     if hasattr(agent.hyperparams(), "horizon"):
         hparams["horizon"] = float(num_steps * agent.env_steps)
@@ -30,16 +42,28 @@ def learned(name, env, total_steps, config, **hparams):
     return np.asarray(play(jax.random.split(jax.random.key(1), NUM_SEEDS), states, hparams.env).mean_return)
 
 
+def on_probe(name, broken=False):
+    small = {"num_envs": 16, "num_steps": 16, "network": jaxrl.networks.NetworkConfig(hidden=(16,))}
+    # Two whose step is a distance of its own kind.
+    rate = {"learning_rate": 1e-2} if name not in ("trpo", "n_pg_igt") else {}
+    return learned(name, "probe/Credit", 16 * 16 * 60, small, broken, **rate)
+
+
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
 def test_probe(name):
     """A random policy has 0 on average; credit must cross two steps."""
-    small = {"num_envs": 16, "num_steps": 16, "network": jaxrl.networks.NetworkConfig(hidden=(16,))}
-    # Two whose step is a distance of its own kind.
-    rate = {"learning_rate": 1e-2} if name not in ("trpo", "n_pg_igt") else {}
-    got = learned(name, "probe/Credit", 16 * 16 * 60, small, **rate)
-    assert (got >= 0.95).all(), got
+    assert (on_probe(name) >= 0.95).all()
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+def test_a_broken_version_fails_the_probe(name):
+    got = on_probe(name, broken=True)
+    print(name, np.round(got, 2))
+    assert np.median(got) <= 0.0, got
 
 
 @pytest.mark.slow
