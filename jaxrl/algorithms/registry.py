@@ -342,9 +342,8 @@ ALGORITHMS: dict[str, Entry] = {
         "DQN whose errors are generalized Gaussian (Kim et al. 2024)",
         "ggd_dqn",
         dqn.Config(network=QNetworkConfig(layer_norm=True)),
-        {"max_grad_norm": 10.0},
         base="dqn",
-        head=values.generalized_gaussian(),
+        head=values.generalized_gaussian(error="product"),
     ),
     "loglin_dqn": _variant(
         "LogLinDQN: returns learned through a logarithm (Fatemi and Tavakoli 2022)",
