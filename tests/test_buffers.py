@@ -247,7 +247,7 @@ def copies(text, at_least):
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
-@pytest.mark.parametrize("members", [None, 1, 3])
+@pytest.mark.parametrize("members", [None, 3])
 @pytest.mark.parametrize("make", [uniform, prioritized])
 def test_the_buffer_is_never_copied(make, members, num_steps):
     """Read by two indices, scalars with windows of one row were, twice in each round."""

@@ -33,7 +33,13 @@ def test_the_names_are_those_of_the_docs():
     assert set(NAMES) > WITHOUT_MEMORY | {"ppo", "trpo", "a2c", "impala", "mdpo", "vmpo", "subpo"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+def of_names(quick):
+    """All names; slow those that are the step of others with another loss."""
+    marked = [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+    return pytest.mark.parametrize("name", marked)
+
+
+@of_names(quick={"trpo", "a2c", "impala", "ppo_ewma", *WITHOUT_MEMORY})
 @pytest.mark.parametrize(
     "memory", ["gru", pytest.param("lstm", marks=pytest.mark.slow), pytest.param("s5", marks=pytest.mark.slow)]
 )
@@ -45,6 +51,6 @@ def test_memory(name, memory):
     assert traced(name, "probe/Memory", memory=memory, memory_size=4)["episode/count"].shape == ()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@of_names(quick={"ppo", "trpo", "props", "harpg", "mac"})
 def test_images(name):
     assert traced(name, "gymnax/Breakout-MinAtar")["episode/count"].shape == ()
