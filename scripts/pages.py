@@ -255,6 +255,10 @@ def speed_page() -> str:
     missing = f" Not run: {names}, which came later or need a GPU for their sizes." if names else ""
     about = {(row["processor"], row["jax"], row["python"], row["time"][:10]) for row in measured}
     machines = "; ".join(f"{cpu}, jax {jax}, Python {python}, {day}" for cpu, jax, python, day in sorted(about))
+    if len({row["processor"] for row in measured}) > 1:
+        fewest = collections.Counter(row["processor"] for row in measured).most_common()[-1][0]
+        others = sorted({f"`{row['case'].split()[0]}`" for row in measured if row["processor"] == fewest})
+        machines += f"; {', '.join(others)} on the {fewest}, not to be compared with the rest"
     text = f"""Made by scripts/pages.py from docs/speed.csv, which `taskset -c 0 python scripts/bench.py --suite
 algorithms --cores 1 --out docs/speed.csv` wrote: one core, while others ran on the second ({machines}; jaxrl at
 {revisions(measured)}). Each algorithm has the defaults of its name, so rows differ by how much they learn from a step
