@@ -9,15 +9,42 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxrl import rollout, validation
+from jaxrl import rollout, spaces, validation
 from jaxrl.networks import ActorCritic, NetworkConfig, actor_critic
 from jaxrl.networks.actor_critic import Output, only_value_reads, to_env_action
-from jaxrl.ops import trees
+from jaxrl.ops import returns, trees
 from jaxrl.ops.optimizers import Optimizer, adam
+from jaxrl.spaces import Space
 from jaxrl.types import Action, Env, EnvParams, Key, Memory, Metrics, Objective, Observation, memoize
 
 Look = Callable[[Observation, Memory, Bool[Array, " B"]], tuple[Output, Memory]]
 """`(obs [B], memory [B], start [B]) -> (output [B], memory [B])`: a network with its parameters."""
+
+
+FixedPolicy = Callable[[Key | None, Observation], Action]
+"""`(key, obs) -> action` for one environment; without a key its mode."""
+
+
+def fixed_policy(space: Space, policy: FixedPolicy | None) -> FixedPolicy:
+    """The policy given, or uniformly random actions, whose mode is the first."""
+    return policy or (lambda key, obs: spaces.zeros(space) if key is None else spaces.sample(space, key))
+
+
+def return_error(
+    value: Float[Array, " T"],
+    reward: Float[Array, " T"],
+    next_value: Float[Array, " T"],
+    terminated: Bool[Array, " T"],
+    truncated: Bool[Array, " T"],
+    gamma: Float[Array, ""],
+) -> Float[Array, " T"]:
+    """Squared difference of each prediction and the discounted rewards that followed, bootstrapped where they end.
+
+    >>> no, one = jnp.zeros(2, bool), jnp.ones(2)
+    >>> return_error(one, one, one, no, no, jnp.float32(0.5)).tolist()  # 1.75 and 1.5 followed
+    [0.5625, 0.25]
+    """
+    return jnp.square(value - returns.lambda_returns(reward, next_value, terminated, truncated, gamma, 1.0))
 
 
 def network_for(env: Env, network: ActorCritic | None, config: NetworkConfig) -> ActorCritic:

@@ -33,14 +33,32 @@ MAX_SAMPLES = 1024
 """Observations, spread evenly over the rollout, that an effective rank is computed from at most."""
 
 
-def validate(owner: str, names: Any, net: ActorCritic, num_minibatches: int, actor_lag: int | None = None) -> None:
+_MOST_PARTS = 8
+
+
+def num_parts(config: Any, recurrent: bool) -> int:
+    """Parts of a rollout whose gradients `gradient_noise` compares; 1 where there are no parts of one size.
+
+    They are the minibatches; where there is only one, as many equal parts of it as there can be, 8 at most.
+
+    Args:
+      config: with num_minibatches, num_envs and num_steps.
+      recurrent: whether a part is of whole environments.
+    """
+    if config.num_minibatches > 1:
+        return config.num_minibatches
+    size = config.num_envs if recurrent else config.num_envs * config.num_steps
+    return max(parts for parts in range(1, _MOST_PARTS + 1) if size % parts == 0)
+
+
+def validate(owner: str, names: Any, net: ActorCritic, parts: int, actor_lag: int | None = None) -> None:
     """Checks the diagnostics that a config asks for.
 
     Args:
       owner: the algorithm, for the message.
       names: of the diagnostics.
       net: the network that they look at.
-      num_minibatches: parts of one pass over a rollout.
+      parts: of a rollout, as `num_parts` counts them.
       actor_lag: iterations by which the policy that acts is behind; None where an algorithm has no such thing.
 
     Raises:
@@ -51,10 +69,11 @@ def validate(owner: str, names: Any, net: ActorCritic, num_minibatches: int, act
             f"{owner}: diagnostics must be a tuple of different names among {', '.join(NAMES)}; "
             f"got diagnostics = {names!r}."
         )
-    if "gradient_noise" in names and num_minibatches < 2:
+    if "gradient_noise" in names and parts < 2:
         raise ValueError(
-            f"{owner}: the diagnostic 'gradient_noise' compares minibatches, so it needs num_minibatches of at least "
-            f"2; got num_minibatches = {num_minibatches}."
+            f"{owner}: the diagnostic 'gradient_noise' compares equal parts of a rollout, and this one has none: give "
+            "it num_minibatches of at least 2, or one minibatch of num_envs * num_steps (with a memory num_envs) "
+            "that a number from 2 to 8 divides."
         )
     if "staleness" in names and not actor_lag:
         why = "which this algorithm has not" if actor_lag is None else f"got actor_lag = {actor_lag}"
@@ -80,22 +99,22 @@ def gradient_noise(
     shuffled: Callable[[Key], Any],
     num_samples: int,
 ) -> Metrics:
-    """Estimates the simple noise scale from the gradients of the minibatches of one pass, at fixed parameters.
+    """Estimates the simple noise scale from the gradients of the parts of one rollout, at fixed parameters.
 
         tr Σ  ≈  b / (M - 1) · Σ_i |g_i - ḡ|²
         |G|²  ≈  |ḡ|² - tr Σ / N
         B_simple = tr Σ / |G|²
 
     These are the unbiased estimates of McCandlish et al. 2018 (arXiv:1812.06162, appendix A.1) with the batch sizes
-    b = N / M and N, where the gradient of the larger batch is the mean ḡ of the minibatches' and its squared distances
+    b = N / M and N, where the gradient of the larger batch is the mean ḡ of the parts' and its squared distances
     are summed directly, which loses no digits. The ratio is biased, and the estimate of |G|² may be negative; then the
     ratio is given as infinite. Average the two ingredients over iterations, then divide.
 
     Args:
       key: that the iteration began with. A key is folded out of it, so that no draw of the iteration changes.
-      gradient: of one minibatch.
-      shuffled: `key -> minibatches`, leaves [M, ...].
-      num_samples: N, samples of all minibatches together.
+      gradient: of one part.
+      shuffled: `key -> parts`, leaves [M, ...].
+      num_samples: N, samples of all parts together.
 
     Returns:
       `gradient/noise_scale` in samples, `gradient/noise_trace` (tr Σ of one sample's gradient) and

@@ -102,6 +102,7 @@ TASKS = {
 }
 
 NOT_HERE = {
+    "stream_td": "predicts and does not act",
     "ccn": "predicts and does not act",
     "utilities": "is for tabular states and does not read rewards",
     "lpg": "needs the weights of a rule",

@@ -6,37 +6,51 @@ from pathlib import Path
 import jax
 import pytest
 
-QUICK = (
-    "contract",
-    "learning/test_",
-    "objectives",
-    "analysis",
-    "cli/test_meta",
-    "envs",
-    "meta",
-    "networks",
-    "ops",
-    "strategies",
-    "wrappers",
-    "test_alternating",
-    "test_buffers",
-    "test_diagnostics",
-    "test_ensembles",
-    "test_estimators",
-    "test_levels",
-    "test_notebooks",
-    "test_readme",
-    "test_testing",
-    "test_values",
-    "sweeps/test_halving",
-)
 # These train for a while, or hold of programs as users compile them.
 AS_USERS = (
     "learning/test_tasks",
-    "learning/test_probes",
-    "test_diagnostics.py::test_training_is_the_same_bit_for_bit",
+    "runs/",
+    "test_diagnosing.py::test_the_training_stays",
     "test_diagnostics.py::test_churn_of_several_actions",
-    "test_readme.py::test_python_blocks_run[streaming.md]",
+    "test_diagnostics.py::test_training_is_the_same_bit_for_bit",
+)
+# Slow ones, each of which took 6 to 45 s of a core, while others of the ordinary tests hold of the same code.
+LATE = (
+    "analysis/test_comparison.py::test_under_the_null_hypothesis_five_percent_are_rejected[mean-5-3]",
+    "contract/test_laws.py::test_law_6_every_option_matters[ppo-continuous",
+    "contract/test_laws.py::test_variants_learn_something_with_their_own_defaults[rainbow]",
+    "envs/test_coverage.py::test_subpo_covers_and_the_modular_reward_does_not",
+    "envs/test_locks.py::test_only_the_whole_code_pays[Continuous]",
+    "envs/test_suites.py::test_step_is_brax_own[inverted_pendulum-spring]",
+    "learning/test_columnar.py::test_control_with_memory[True]",
+    "learning/test_hnpg.py::test_members_with_datasets_of_their_own_are_as_alone",
+    "learning/test_hnpg.py::test_the_dataset_moves_the_policy_where_the_rollout_pays_nothing",
+    "learning/test_hnpg.py::test_without_a_dataset_it_learns_from_its_rollouts",
+    "learning/test_probes.py::test_policy[ActionMask]",
+    "learning/test_props.py::test_the_sampling_error_is_below_on_policy_sampling[fixed target]",
+    "learning/test_props.py::test_truncation",
+    "learning/test_recursive_gradients.py::test_the_direction_follows_the_gradient[64-0.0-0.05]",
+    "learning/test_reppo.py::test_critic",
+    "learning/test_reppo.py::test_prices_follow_their_constraints",
+    "learning/test_streaming.py::test_cartpole",
+    "learning/test_variants.py::test_a_broken_version_fails_the_probe[vmpo]",
+    "meta/test_distributed.py::test_processes_agree_stop_and_fail_together",
+    "meta/test_distributed.py::test_several_processes_make_what_one_makes",
+    "networks/test_actor_critic.py::test_steps_make_a_rollout[s5]",
+    "scripts/test_bench.py::test_algorithms_have_a_row_for_one_member_and_for_many",
+    "scripts/test_bench.py::test_resets_have_a_row_for_each_mode",
+    "sweeps/test_execution.py::test_members_of_ppo_with_swept_environment_and_objective",
+    "sweeps/test_execution.py::test_the_command_sweeps_in_shares_at_the_same_time_and_resumes",
+    "sweeps/test_halving.py::test_batches_and_chunks_change_nothing",
+    "sweeps/test_halving.py::test_four_devices_give_what_one_gives",
+    "sweeps/test_halving.py::test_lanes_are_freed",
+    "test_diagnostics.py::test_a_population_measures_what_its_members_do",
+    "test_diagnostics.py::test_training_is_the_same_bit_for_bit[ppo-probe/Memory-network2]",
+    *(f"test_notebooks.py::test_runs_with_small_settings[{name}" for name in ("2_", "3_", "4_", "5_")),
+    *(
+        f"test_readme.py::test_python_blocks_run[{page}.md]"
+        for page in ("discovery", "off-policy", "on-policy", "reppo", "search", "streaming", "sweeps")
+    ),
 )
 TESTS = Path(__file__).parent
 _MAPS = Path("/proc/self/maps")
@@ -50,14 +64,15 @@ def _strict_ranks():
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what runs for a blink: `scripts/test` compiles it without optimization, in processes of its own.
+    """Marks what is slow by its time alone, and what `scripts/test` compiles without optimization.
 
-    Slow tests, those that train for a while, runs and sweeps compile as users do.
+    Slow tests, and those of `AS_USERS`, compile as users do.
     """
     for item in items:
-        path = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
-        quick = path.startswith(QUICK) and not f"{path}::{item.name}".startswith(AS_USERS)
-        if quick and "slow" not in item.keywords:
+        name = item.nodeid.removeprefix("tests/")
+        if name.startswith(LATE):
+            item.add_marker(pytest.mark.slow)
+        elif not name.startswith(AS_USERS) and "slow" not in item.keywords:
             item.add_marker(pytest.mark.quick)
 
 

@@ -102,6 +102,18 @@ def test_gradient_noise_of_ppo_splits_the_whole_gradient(memory):
     assert metrics["gradient/noise_trace"] > 0
 
 
+def test_the_noise_of_one_minibatch_is_that_of_its_parts():
+    """4 × 8 samples make 8 parts of 4, with a memory 4 of one environment each; the update is of the whole."""
+    config = ppo.Config(**{**TINY, "num_minibatches": 1})
+    assert (diagnostics.num_parts(config, False), diagnostics.num_parts(config, True)) == (8, 4)
+    assert diagnostics.num_parts(ppo.Config(num_minibatches=3), False) == 3
+    fields = {"num_envs": 4, "num_steps": 8, "diagnostics": ("gradient_noise",), "network": NetworkConfig(hidden=(8,))}
+    agent = jaxrl.make("a2c", jaxrl.make_env("probe/Credit"), **fields)
+    _, metrics = jax.jit(jaxrl.train(agent, 1))(jax.random.key(0), agent.hyperparams())
+    mean_square = metrics["gradient/squared_norm"] + metrics["gradient/noise_trace"] / 32
+    np.testing.assert_allclose(mean_square, np.square(metrics["gradient/norm"]), rtol=1e-4)
+
+
 def test_gradient_noise_of_trpo_splits_its_own_gradient():
     agent = build("trpo", "probe/Credit", ("gradient_noise",))
     _, metrics = jax.jit(jaxrl.train(agent, 2))(jax.random.key(0), agent.hyperparams())
@@ -441,7 +453,7 @@ def test_the_key_of_the_noise_is_no_child_of_a_split():
         (("noise",), {}, "must be a tuple of different names among gradient_noise, dormant"),
         ("kl", {}, "got diagnostics = 'kl'"),
         (("kl", "kl"), {}, "different names"),
-        (("gradient_noise",), {"num_minibatches": 1}, "num_minibatches of at least 2; got num_minibatches = 1"),
+        (("gradient_noise",), {"num_minibatches": 1, "num_envs": 1, "num_steps": 11}, "equal parts of a rollout"),
         (("staleness",), {}, "actor_lag of at least 1; got actor_lag = 0"),
     ],
 )

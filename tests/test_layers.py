@@ -25,6 +25,7 @@ LAYERS = (
         "acting",
         "surrogate",
         "diagnostics",
+        "diagnosing",
         "evaluation",
         "levels",
         "training",

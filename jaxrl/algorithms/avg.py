@@ -26,7 +26,7 @@ from jaxrl import rollout, spaces, validation
 from jaxrl.networks.actor_critic import to_env_action
 from jaxrl.networks.initializers import initialize
 from jaxrl.networks.streaming import StreamingConfig, streaming_network
-from jaxrl.ops import error_scaling, statistics
+from jaxrl.ops import error_scaling, losses, statistics
 from jaxrl.ops.distributions import TanhGaussian
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
@@ -213,8 +213,10 @@ def avg(env: Env, config: Config = Config()) -> Algorithm:
 
         policy_gradient, log_prob = jax.grad(policy_loss, has_aux=True)(params.policy)
         next_action, next_log_prob = _draw(policy_at(params.policy, next_obs), next_noise)
-        next_value = critic_at(params.critic, next_obs, next_action) - hparams.entropy_coef * next_log_prob
-        target = step.reward + hparams.gamma * jnp.where(step.terminated, 0.0, next_value)
+        next_value = critic_at(params.critic, next_obs, next_action)
+        target = losses.soft_target(
+            step.reward, next_value, next_log_prob, step.terminated, hparams.gamma, hparams.entropy_coef
+        )
         deviation, scale = jnp.float32(1.0), state.error_scale
         if config.scale_errors:
             soft_reward = step.reward - hparams.entropy_coef * log_prob

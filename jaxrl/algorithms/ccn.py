@@ -21,7 +21,6 @@ Episodes, which the authors' streams do not have, cut trace and columns as elsew
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -29,15 +28,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import rollout, spaces, validation
+from jaxrl import acting, rollout, validation
 from jaxrl.networks import columnar
 from jaxrl.networks.columnar import ColumnarConfig
-from jaxrl.ops import returns, traces, trees
+from jaxrl.ops import traces, trees
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
-
-Policy = Callable[[Key | None, Observation], Action]
-"""`(key, obs) -> action` for one environment; without a key its mode."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +113,7 @@ class State:
 
 
 @memoize
-def ccn(env: Env, config: Config = Config(), policy: Policy | None = None) -> Algorithm:
+def ccn(env: Env, config: Config = Config(), policy: acting.FixedPolicy | None = None) -> Algorithm:
     """Builds a streaming predictor of the discounted sum of an environment's rewards.
 
     Args:
@@ -144,10 +140,10 @@ def ccn(env: Env, config: Config = Config(), policy: Policy | None = None) -> Al
     validation.choices("ccn", config)
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(1)
-    space, encode = env.action_space, functools.partial(columnar.encode, env.observation_space)
+    encode = functools.partial(columnar.encode, env.observation_space)
     net = columnar.columnar(columnar.num_inputs(env.observation_space), config.columns)
     optimizer = rmsprop() if config.optimizer == "rmsprop" else traces.OPTIMIZERS[config.optimizer]
-    choose = policy or (lambda key, obs: spaces.zeros(space) if key is None else spaces.sample(space, key))
+    choose = acting.fixed_policy(env.action_space, policy)
     precision = config.matmul_precision
 
     def hyperparams(**changes: Any) -> Hyperparams:
@@ -242,9 +238,7 @@ def ccn(env: Env, config: Config = Config(), policy: Policy | None = None) -> Al
         )
         with jax.default_matmul_precision(precision):
             state, (metrics, outcome) = jax.lax.scan(lambda state, row: learn(state, row, hparams), state, rows)
-        value, reward, next_value, terminated, truncated = outcome
-        target = returns.lambda_returns(reward, next_value, terminated, truncated, hparams.gamma, 1.0)
-        metrics["loss/return_error"] = jnp.square(value - target)
+        metrics["loss/return_error"] = acting.return_error(*outcome, gamma=hparams.gamma)
         return dataclasses.replace(state, key=key, num_steps=state.num_steps + 1), rollout.summarize(metrics)
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:

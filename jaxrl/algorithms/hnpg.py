@@ -36,7 +36,7 @@ from jaxrl import acting, buffers, datasets, rollout, spaces, validation
 from jaxrl.networks.actor_critic import Output
 from jaxrl.networks.control import ControlConfig, control_networks
 from jaxrl.networks.initializers import initialize
-from jaxrl.ops import returns, statistics, trust_region
+from jaxrl.ops import losses, returns, statistics, trust_region
 from jaxrl.ops.distributions import Categorical, Gaussian
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
@@ -246,14 +246,18 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
         """Equation 1 on a minibatch, and its two parts; `last` are the parameters of Q'."""
         index, bits, key = row
         obs, action, target = jax.tree.map(lambda x: x[index], played)
-        online = jnp.mean(jnp.square(critics_at(params, obs, action) - target[None]))
+        played_value = critics_at(params, obs, action)
         if not config.hybrid:
+            online = jnp.mean(jnp.square(played_value - target[None]))
             return online, (online, jnp.float32(0.0))
         drawn = draw(hparams, of_critic, bits)
         following = q_value(last, drawn.next_obs, policy_at(policy_params, drawn.next_obs).sample(key))
         bootstrapped = drawn.reward + drawn.discount * following
-        offline = jnp.mean(jnp.square(critics_at(params, drawn.obs, drawn.action) - bootstrapped[None]))
-        return offline + hparams.online_weight * online, (online, offline)
+        value = critics_at(params, drawn.obs, drawn.action)
+        total, offline, online = losses.hybrid_loss(
+            value, bootstrapped[None], played_value, target[None], hparams.online_weight
+        )
+        return total, (online, offline)
 
     def fit(state: State, played: PyTree, keys: Any, hparams: Hyperparams) -> tuple[tuple[PyTree, Any], Metrics]:
         """Algorithm 2: the critic and the state of its optimizer after all evaluations; keys [3]."""

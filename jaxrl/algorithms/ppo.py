@@ -226,7 +226,8 @@ def ppo(
             "ppo: with an optimizer that keeps the policy's step apart from the value's (n_pg_igt's) the network must "
             f"have no memory, since policy and value share one; got memory = {net.memory!r}. Set memory to 'none'."
         )
-    diagnostics.validate("ppo", config.diagnostics, net, config.num_minibatches, config.actor_lag)
+    noise_parts = diagnostics.num_parts(config, net.recurrent)
+    diagnostics.validate("ppo", config.diagnostics, net, noise_parts, config.actor_lag)
     batch_size = config.num_envs * config.num_steps
     precision = config.matmul_precision
     rule = optimizer if isinstance(optimizer, UpdateRule) else None
@@ -389,8 +390,8 @@ def ppo(
                 info["update/share_applied"] = 1.0 - stopped.astype(jnp.float32)
             return (*learned, stopped), info
 
-        def shuffled(key: Key) -> tuple[Sample, Memory]:
-            return minibatches.shuffled(key, samples, state.actor.memory, config.num_minibatches, net.recurrent)
+        def shuffled(key: Key, parts: int = config.num_minibatches) -> tuple[Sample, Memory]:
+            return minibatches.shuffled(key, samples, state.actor.memory, parts, net.recurrent)
 
         def epoch(carry: Any, row: tuple[Key, Array | None]) -> tuple[Any, Metrics]:
             return jax.lax.scan(functools.partial(update, row[1]), carry, shuffled(row[0]))
@@ -403,7 +404,8 @@ def ppo(
         metrics |= diagnostics.measure(config.diagnostics, net, inputs, output.policy, params, acting_params)
         if "gradient_noise" in config.diagnostics:
             first = lambda part: gradient_of(state.params, state.proximal, part)[0]
-            metrics |= diagnostics.gradient_noise(state.key, first, shuffled, batch_size)
+            apart = lambda key: shuffled(key, noise_parts)
+            metrics |= diagnostics.gradient_noise(state.key, first, apart, batch_size)
 
         seen = state.observation_statistics
         if config.normalize_observations:

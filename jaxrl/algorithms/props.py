@@ -39,7 +39,7 @@ from jaxrl.estimators import gae
 from jaxrl.networks import ActorCritic, NetworkConfig
 from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value
 from jaxrl.objectives import clip
-from jaxrl.ops import minibatches, reward_scaling, schedules, statistics, trees
+from jaxrl.ops import losses, minibatches, reward_scaling, schedules, statistics, trees
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import adam
 from jaxrl.surrogate import Sample, surrogate_loss
@@ -463,12 +463,15 @@ def _adapt(
 
     def loss(params: PyTree, sample: _Choice) -> tuple[Array, Metrics]:
         policy = net.apply(params, sample.obs)[0].policy  # type: ignore[index]
-        ratio = jnp.exp(policy.log_prob(sample.action) - sample.log_prob)
-        bounded = jnp.maximum(ratio, jnp.clip(ratio, 1.0 - hparams.behavior_clip, 1.0 + hparams.behavior_clip))
-        kl = _mean(sample.policy.kl(policy), sample.kept)
-        at_bound = (ratio < 1.0 - hparams.behavior_clip).astype(jnp.float32)
-        info = {"behavior/kl": kl, "behavior/clip_fraction": _mean(at_bound, sample.kept)}
-        return _mean(bounded, sample.kept) + hparams.behavior_kl_coef * kl, info
+        total, kl, share = losses.behavior_loss(
+            policy.log_prob(sample.action),
+            sample.log_prob,
+            sample.policy.kl(policy),
+            sample.kept,
+            hparams.behavior_clip,
+            hparams.behavior_kl_coef,
+        )
+        return total, {"behavior/kl": kl, "behavior/clip_fraction": share}
 
     def update(carry: Any, sample: _Choice) -> tuple[Any, Metrics]:
         params, opt_state, stopped = carry
@@ -498,7 +501,7 @@ def _fitted_error(
 
     def excess(params: PyTree) -> Array:
         policy = net.apply(params, choices.obs)[0].policy  # type: ignore[index]
-        return _mean(policy.log_prob(choices.action) - choices.log_prob, choices.kept)
+        return losses.weighted_mean(policy.log_prob(choices.action) - choices.log_prob, choices.kept)
 
     def fit(carry: Any, _: None) -> tuple[Any, None]:
         params, opt_state = carry
@@ -508,11 +511,6 @@ def _fitted_error(
 
     (fitted, _), _ = jax.lax.scan(fit, (target, transform.init(target)), None, num_steps)
     return excess(fitted)
-
-
-def _mean(x: Array, weight: Array) -> Float[Array, ""]:
-    """The weighted mean; 0 without weight."""
-    return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def _estimate(

@@ -35,6 +35,7 @@ from jaxrl.algorithms import (
     sqirl,
     stream_ac,
     stream_q,
+    stream_td,
     td3,
     trpo,
     utilities,
@@ -159,6 +160,12 @@ ALGORITHMS: dict[str, Entry] = {
         utilities.utilities,
         utilities.Config(),
         utilities.Hyperparams,
+    ),
+    "stream_td": Entry(
+        "stream TD(lambda), prediction (Elsayed et al. 2024)",
+        stream_td.stream_td,
+        stream_td.Config(),
+        stream_td.Hyperparams,
     ),
     "ccn": Entry(
         "columnar-constructive networks, TD(lambda) prediction (Javed et al. 2023)",

@@ -31,7 +31,7 @@ from jaxrl import rollout, spaces, validation
 from jaxrl.networks.actor_critic import to_env_action
 from jaxrl.networks.critics import CriticConfig, CriticOutput, action_critic, squashed_actor
 from jaxrl.networks.initializers import initialize
-from jaxrl.ops import bins, minibatches, returns, reward_scaling, schedules, statistics
+from jaxrl.ops import bins, losses, minibatches, returns, reward_scaling, schedules, statistics
 from jaxrl.ops.distributions import TanhGaussian
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
@@ -355,22 +355,26 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
         value = value_of(critic_at(critic_params, sample.obs, action), hparams)
         kl = sample.old.kl(policy)
         temperature, kl_coef = jnp.exp(params.log_temperature), jnp.exp(params.log_kl_coef)
-        climb = jax.lax.stop_gradient(temperature) * log_prob - value
-        hold = jax.lax.stop_gradient(kl_coef) * kl
-        within = kl < hparams.kl_bound
-        loss = {"clipped": jnp.where(within, climb, hold), "penalty": climb + hold, "none": climb}[config.constraint]
-        # Each price falls while its constraint holds with room to spare, and rises while it is broken.
-        entropy_room = jax.lax.stop_gradient(jnp.mean(-log_prob) - size * hparams.target_entropy)
-        kl_room = jax.lax.stop_gradient(hparams.kl_bound - jnp.mean(kl))
+        loss = losses.relative_entropy_loss(
+            log_prob,
+            value,
+            kl,
+            *jax.lax.stop_gradient((temperature, kl_coef)),
+            hparams.kl_bound,
+            config.constraint,
+        )
+        entropy_room = jnp.mean(-log_prob) - size * hparams.target_entropy
+        kl_room = hparams.kl_bound - jnp.mean(kl)
         info = {
-            "loss/policy": jnp.mean(loss),
+            "loss/policy": loss,
             "policy/entropy": -jnp.mean(log_prob),
             "policy/kl": jnp.mean(kl),
-            "policy/share_within_bound": jnp.mean(within.astype(jnp.float32)),
+            "policy/share_within_bound": jnp.mean((kl < hparams.kl_bound).astype(jnp.float32)),
             "policy/temperature": temperature,
             "policy/kl_coef": kl_coef,
         }
-        return jnp.mean(loss) + temperature * entropy_room + kl_coef * kl_room, info
+        prices = losses.price_loss(temperature, entropy_room) + losses.price_loss(kl_coef, kl_room)
+        return loss + prices, info
 
     def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
         with jax.default_matmul_precision(precision):

@@ -14,7 +14,6 @@ The value's half alone is stream TD(λ). Mapped over members, thousands of such 
 """
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import jax
@@ -153,7 +152,7 @@ def stream_ac(env: Env, config: Config = Config()) -> Algorithm:
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params())
 
     def see(seen: PyTree, obs: Observation) -> Observation:
-        return statistics.normalize(seen, obs, clip=math.inf) if config.normalize_observations else obs
+        return statistics.normalize_in_stream(seen, obs) if config.normalize_observations else obs
 
     def policy_at(params: PyTree, obs: Observation) -> Any:
         mask = obs.get("action_mask") if isinstance(obs, dict) else None
@@ -201,10 +200,7 @@ def stream_ac(env: Env, config: Config = Config()) -> Algorithm:
             successor_seen, seen = statistics.update_with_transition(seen, step.next_obs, first, step.ended)
         reward, scale = step.reward, state.reward_scale
         if config.normalize_rewards:
-            rewards, scale = reward_scaling.scale_rewards(
-                scale, reward[None, None], step.ended[None, None], hparams.gamma
-            )
-            reward = rewards[0, 0]
+            reward, scale = reward_scaling.scale_in_stream(scale, reward, step.ended, hparams.gamma)
 
         value, value_gradient = jax.value_and_grad(lambda params: value_at(params, obs)[0])(state.params.value)
         next_value = value_at(state.params.value, see(successor_seen, step.next_obs))

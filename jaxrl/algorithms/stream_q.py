@@ -16,7 +16,6 @@ Mapped over members, thousands of such learners run side by side.
 """
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import jax
@@ -170,7 +169,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), columns=memory_net.rates())
 
     def see(seen: PyTree, obs: Observation) -> Observation:
-        return statistics.normalize(seen, obs, clip=math.inf) if config.normalize_observations else obs
+        return statistics.normalize_in_stream(seen, obs) if config.normalize_observations else obs
 
     def values(params: PyTree, obs: Observation, features: Float[Array, "... F"]) -> Float[Array, "... A"]:
         return legal_only(net.apply(params, obs, features)["value"], obs)  # type: ignore[index]
@@ -231,10 +230,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
             successor_seen, seen = statistics.update_with_transition(seen, step.next_obs, first, step.ended)
         reward, scale = step.reward, state.reward_scale
         if config.normalize_rewards:
-            rewards, scale = reward_scaling.scale_rewards(
-                scale, reward[None, None], step.ended[None, None], hparams.gamma
-            )
-            reward = rewards[0, 0]
+            reward, scale = reward_scaling.scale_in_stream(scale, reward, step.ended, hparams.gamma)
 
         stage = memory_net.stage_at(time, hparams.columns)
         going_on = (step.next_obs, stage, jnp.bool_(False), hparams.columns)

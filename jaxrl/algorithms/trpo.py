@@ -165,7 +165,8 @@ def trpo(
     validation.estimator("trpo", estimator, config.num_envs)
     reset.validate(config.num_envs)
     minibatches.validate(config.num_steps, config.num_envs, config.num_minibatches, net.recurrent)
-    diagnostics.validate("trpo", config.diagnostics, net, config.num_minibatches)
+    noise_parts = diagnostics.num_parts(config, net.recurrent)
+    diagnostics.validate("trpo", config.diagnostics, net, noise_parts)
     batch_size = config.num_envs * config.num_steps
     precision = config.matmul_precision
 
@@ -280,7 +281,7 @@ def trpo(
                 (obs, start, action, advantage), memory = part
                 return jnp.mean(net.apply(params, obs, memory, start)[0].policy.log_prob(action) * advantage)
 
-            shuffled = lambda key: minibatches.shuffled(key, samples, memory, config.num_minibatches, net.recurrent)
+            shuffled = lambda key: minibatches.shuffled(key, samples, memory, noise_parts, net.recurrent)
             first = lambda part: jax.grad(gain)(state.params, part)
             metrics |= diagnostics.gradient_noise(state.key, first, shuffled, batch_size)
 

@@ -11,6 +11,7 @@ import jax
 from jaxrl import checkpoint, config_fields, runs
 from jaxrl.algorithms.registry import ALGORITHMS, Entry
 from jaxrl.cli import overrides, rules
+from jaxrl.diagnosing import diagnose
 from jaxrl.envs import make_env
 from jaxrl.meta.layout import Layout, choose_layout
 from jaxrl.meta.population import population
@@ -79,6 +80,8 @@ def from_options(options: argparse.Namespace) -> tuple[Built, dict[str, Any]]:
     chosen = rules.of_options(options)
     rules.check_effect(chosen, overrides.hyperparameter_changes(assignments))
     member = rules.factory_of(options.algorithm, entry, chosen)(env, config=config)
+    if diagnostics := tuple(options.diagnose.split(",")) if options.diagnose is not None else ():
+        member = diagnose(member, diagnostics)
     changes = overrides.with_hyperparameter_changes(
         member.hyperparams(), overrides.hyperparameter_changes(assignments), config_fields.fields(config, CONFIG)
     )
@@ -92,6 +95,7 @@ def from_options(options: argparse.Namespace) -> tuple[Built, dict[str, Any]]:
         "config": dataclasses.asdict(config),
         "hyperparams": runs.hyperparams_to_json(hparams),
         **rules.records(chosen),
+        **({"diagnose": diagnostics} if diagnostics else {}),
     }
     layout = choose_layout(member, hparams, options.num_seeds)
     return Built(member, population(member, options.num_seeds, (), *layout), hparams, layout, chosen), record
@@ -120,6 +124,8 @@ def from_record(run: Run) -> Built:
     config = overrides.config_from_json(entry.config, record["config"])
     chosen = rules.from_record(record, run.path)
     member = rules.factory_of(record["algorithm"], entry, chosen)(make_env(record["env"], **options), config=config)
+    if record.get("diagnose"):
+        member = diagnose(member, tuple(record["diagnose"]))
     hparams = runs.hyperparams_from_json(record["hyperparams"], member.hyperparams())
     # Another layout would give other bits.
     layout = layout_of(run)

@@ -78,6 +78,11 @@ def train_parser() -> argparse.ArgumentParser:
         help="where else the numbers go, besides log.jsonl; may be repeated. wandb is offline unless WANDB_MODE says "
         "otherwise, its project is WANDB_PROJECT or jaxrl",
     )
+    parser.add_argument(
+        "--diagnose",
+        metavar="NAMES",
+        help="further metrics of any algorithm, with commas between: churn, dormant, effective_rank",
+    )
     add_rules(parser)
     add_common(parser)
     return parser

@@ -157,7 +157,8 @@ class StreamingNetwork(nn.Module):
             centered = x - jnp.broadcast_to(jnp.mean(x, axes, keepdims=True), x.shape)
             variance = jnp.mean(jnp.square(centered), axes, keepdims=True)
             x = centered * jnp.broadcast_to(jax.lax.rsqrt(variance + _EPSILON), x.shape)
-        return jax.nn.leaky_relu(x, 0.01)
+        # At 0, where the first normalized observation puts all units, the slope is the small one, as the authors' is.
+        return jnp.where(x > 0, x, 0.01 * x)
 
 
 def _windows(x: Float[Array, "... H W C"], side: int, stride: int) -> Float[Array, "... H2 W2 D"]:

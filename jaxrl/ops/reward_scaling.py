@@ -56,6 +56,23 @@ def scale_rewards(
     return jnp.clip(reward / jnp.sqrt(scale.statistics.var + 1e-8), -limit, limit), scale
 
 
+def scale_in_stream(
+    scale: RewardScale, reward: Float[Array, ""], ended: Bool[Array, ""], gamma: Float[Array, ""]
+) -> tuple[Float[Array, ""], RewardScale]:
+    """As `scale_rewards` for one reward of one environment, by the sample variance and without a limit.
+
+    Source: Elsayed et al. 2024, arXiv:2410.14606, and their authors' program: the first reward is as it came.
+
+    >>> no, gamma = jnp.bool_(False), jnp.float32(0.5)
+    >>> first, scale = scale_in_stream(init_scale(1), jnp.float32(2.0), no, gamma)
+    >>> second, _ = scale_in_stream(scale, jnp.float32(3.0), no, gamma)  # R is 2, then 4: a variance of 2
+    >>> float(first), round(float(second), 4)
+    (2.0, 2.1213)
+    """
+    scale, _ = _observed(scale, reward[None, None], ended[None, None], gamma)
+    return reward * jax.lax.rsqrt(statistics.sample_variance(scale.statistics) + 1e-8), scale
+
+
 def _observed(
     scale: RewardScale, reward: Float[Array, "T B"], ended: Bool[Array, "T B"], gamma: Float[Array, ""]
 ) -> tuple[RewardScale, Float[Array, "T B"]]:

@@ -1,5 +1,6 @@
 """Running statistics of observations, and measures of fit."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -108,6 +109,23 @@ def update_with_transition(
     """
     seen = update_statistics(statistics, next_obs, 0)
     return seen, trees.where(ended, update_statistics(seen, first_obs, 0), seen)
+
+
+def sample_variance(statistics: RunningStatistics) -> PyTree:
+    """The unbiased variance of each entry, n / (n - 1) of the population's; 1 before there are two samples."""
+    count = statistics.count.astype(jnp.float32)
+    factor = count / jnp.maximum(count - 1.0, 1.0)
+    return jax.tree.map(lambda var: jnp.where(count < 2.0, 1.0, factor * var), statistics.var)
+
+
+def normalize_in_stream(statistics: RunningStatistics, obs: Observation) -> Observation:
+    """As `normalize`, by the sample variance and without a bound.
+
+    Source: Elsayed et al. 2024, arXiv:2410.14606, where these moments change with each transition: in the beginning
+    the two variances differ, and so does what is learned first. Their authors' program has them so.
+    """
+    by_samples = dataclasses.replace(statistics, var=sample_variance(statistics))
+    return normalize(by_samples, obs, clip=math.inf)
 
 
 def normalize(

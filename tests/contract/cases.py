@@ -35,6 +35,7 @@ from jaxrl.algorithms import (
     sqirl,
     stream_ac,
     stream_q,
+    stream_td,
     td3,
     trpo,
     utilities,
@@ -811,6 +812,13 @@ CASES = {
         {"inner.env.modular": "rewards are not read", "inner.env.task.weight": "rewards are not read"},
         slow=True,
     ),
+    "stream_td": Case(
+        "stream_td",
+        _streaming(stream_td, "probe/Credit", num_steps=6, **_UNSCALED),
+        _STREAM_HPARAMS,
+        _STREAM_OPTIONS,
+        {**_STREAM_INERT, **_NO_BETA2},
+    ),
     "ccn": Case(
         "ccn",
         _ccn(),
@@ -1273,26 +1281,56 @@ CASES = {
     ),
 }
 
-# Second rows of algorithms whose first one the ordinary tests have.
+# Second rows of algorithms whose first one the ordinary tests have, and those that compile for longest.
 _SECOND = (
     "avg-one-step",
     "bpg-policy",
     "ccn-obgd",
     "dqn-implicit",
+    "dqn-rainbow",
     "dqn-sequences",
     "harpg-continuous",
+    "harpg-discrete",
     "ppo-decoupled",
+    "ppo-pbt-population",
     "props-continuous",
+    "props-discrete",
+    "reppo",
     "stream_ac-discrete",
     "stream_q-columns",
     "stream_q-sarsa",
     "trpo-continuous",
     "trpo-recurrent",
+    "utilities-evolved-population",
 )
 CASES.update({name: dataclasses.replace(CASES[name], slow=True) for name in _SECOND})
 
-# A variant has no code of its own: `test_variants` builds and runs each.
 VARIANTS = [name for name, entry in ALGORITHMS.items() if entry.base]
+
+
+def is_continuous(name: str) -> bool:
+    """Whether a variant is of an algorithm for a `Box`."""
+    return ALGORITHMS[name].base in ("sac", "td3", "cqn")
+
+
+def tiny_variant(name: str) -> dict[str, Any]:
+    """Fields of its config that make a variant small; the others are its own."""
+    network = dataclasses.replace(ALGORITHMS[name].default_config.network, hidden=(8,))
+    tiny = {"num_envs": 4, "num_steps": 8, "network": network}
+    return {**tiny, "batch_size": 16} if is_continuous(name) else tiny
+
+
+def _of_variant(name: str) -> Case:
+    def make(**config: Any) -> Algorithm:
+        env = jaxrl.make_env("gymnax/Pendulum-v1" if is_continuous(name) else "probe/Credit")
+        return jaxrl.make(name, env, **{**tiny_variant(name), **config})
+
+    return Case(name, make, {"horizon": 1000.0}, {}, {}, slow=True)
+
+
+# A variant has no code of its own, so these are slow but for `test_variants_learn_something_with_their_own_defaults`,
+# and law 6 asks of each leaf in the rows of what it is a variant of.
+VARIANT_CASES = {name: _of_variant(name) for name in VARIANTS}
 
 # Of `jaxrl.meta`, which the registry does not have.
 _UNNAMED = {"reward_learning"}

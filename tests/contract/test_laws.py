@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract.cases import CASES, VARIANTS
+from contract.cases import CASES, VARIANT_CASES, VARIANTS, tiny_variant
 
 import jaxrl
 from jaxrl.algorithms.registry import ALGORITHMS
@@ -20,7 +20,7 @@ NUM_STEPS = 3
 
 @functools.cache
 def built(name):
-    case = CASES[name]
+    case = CASES.get(name) or VARIANT_CASES[name]
     algorithm = case.make()
     return case, algorithm, algorithm.hyperparams(**case.hparams)
 
@@ -95,14 +95,15 @@ def assert_close(one, other, what="", **tolerance):
 
 
 # The rows one after the other, so that one worker has all laws of a row and their programs.
-each_case = pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if case.slow else ()) for name, case in CASES.items()],
-    scope="module",
-)
+def each_of(cases):
+    rows = [pytest.param(name, marks=pytest.mark.slow if case.slow else ()) for name, case in cases.items()]
+    return pytest.mark.parametrize("name", rows, scope="module")
 
 
-@each_case
+each_case, each_case_and_variant = each_of(CASES), each_of({**CASES, **VARIANT_CASES})
+
+
+@each_case_and_variant
 def test_law_1_step_keeps_the_state_type(name):
     state, traced = traced_step(name)
     after, _ = jax.tree.map(lambda x: x, traced.out_info)
@@ -110,7 +111,7 @@ def test_law_1_step_keeps_the_state_type(name):
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
 
 
-@each_case
+@each_case_and_variant
 def test_law_2_keys(name):
     state, _ = trained(name)
     again, _ = trained_from(name)
@@ -123,7 +124,7 @@ def test_law_2_keys(name):
     assert keys, "the state must carry a typed key"
 
 
-@each_case
+@each_case_and_variant
 def test_law_2_no_key_is_used_twice(name):
     _, algorithm, hparams = built(name)
     if name.endswith("population"):
@@ -143,7 +144,7 @@ def test_law_2_the_check_sees_a_reused_key():
         jax.jit(reuse).lower(jax.random.key(0))
 
 
-@each_case
+@each_case_and_variant
 def test_law_3_vmap_over_keys_and_hyperparameters_equals_the_loop(name):
     """Every leaf of the hyperparameters is mapped at once, with a value of its own for each member.
 
@@ -155,7 +156,7 @@ def test_law_3_vmap_over_keys_and_hyperparameters_equals_the_loop(name):
         assert_close(one, alone, f"member {i}", rtol=2e-3, atol=2e-4)
 
 
-@each_case
+@each_case_and_variant
 def test_law_4_stopping_between_segments_changes_nothing(name):
     _, algorithm, hparams = built(name)
     first, _ = trained_from(name)
@@ -164,7 +165,7 @@ def test_law_4_stopping_between_segments_changes_nothing(name):
     assert_close((second, metrics), (again, metrics_again), rtol=0, atol=0)
 
 
-@each_case
+@each_case_and_variant
 def test_law_5_no_conditional_on_the_phase_of_training(name):
     assert count_conditionals(traced_step(name)[1].jaxpr.jaxpr) == 0
 
@@ -276,15 +277,9 @@ def variant_marks(name):
 @pytest.mark.parametrize("name", [pytest.param(name, marks=variant_marks(name)) for name in VARIANTS])
 def test_variants_learn_something_with_their_own_defaults(name):
     """A variant's parts fit together: laws 1 and 6, its name, its defaults, one record for equal arguments."""
-    entry = ALGORITHMS[name]
-    tiny = {"num_envs": 4, "num_steps": 8, "network": dataclasses.replace(entry.default_config.network, hidden=(8,))}
-    continuous = entry.base in ("sac", "td3", "cqn")
-    if continuous:
-        tiny["batch_size"] = 16
-    env = jaxrl.make_env("gymnax/Pendulum-v1" if continuous else "probe/Credit")
-    algorithm = jaxrl.make(name, env, **tiny)
+    algorithm, entry, tiny = VARIANT_CASES[name].make(), ALGORITHMS[name], tiny_variant(name)
     assert algorithm.name == name
-    assert algorithm is jaxrl.make(name, env, **tiny)
+    assert algorithm is VARIANT_CASES[name].make()
     assert algorithm.config == dataclasses.replace(entry.default_config, **tiny)
     hparams = algorithm.hyperparams(horizon=1000.0)
     shapes = jax.eval_shape(algorithm.init, jax.random.key(0), hparams)

@@ -32,6 +32,8 @@ AGENTS = {
         {"num_links": 2},
     ),
     "gaussian": ({"head": values.generalized_gaussian()}, {}),
+    "two_hot": ({"head": values.categorical(13, "two_hot", 0.0, 6.0)}, {}),
+    "hl_gauss": ({"head": values.categorical(13, "hl_gauss", 0.0, 6.0)}, {}),
     "mapped": ({"head": values.mapped(greatest=5.0, share=0.5)}, {}),
 }
 TERMINATION = np.eye(5), [sum(GAMMA**i for i in range(5 - k)) for k in range(5)]
@@ -47,6 +49,11 @@ TRUNCATION = [[0.0]], [1 / (1 - GAMMA)]
         ("implicit", "Termination", TERMINATION, 1e-2),
         pytest.param(*("chain", "Truncation", TRUNCATION, 1e-2), marks=pytest.mark.slow),
         pytest.param(*("gaussian", "Termination", TERMINATION, 1e-2), marks=pytest.mark.slow),
+        *(
+            pytest.param(head, probe, expected, 1e-2, marks=pytest.mark.slow)
+            for head in ("two_hot", "hl_gauss")
+            for probe, expected in (("Truncation", TRUNCATION), ("Termination", TERMINATION))
+        ),
         pytest.param(*("mapped", "Truncation", TRUNCATION, 1e-2), marks=pytest.mark.slow),
     ],
 )

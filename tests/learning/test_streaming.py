@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxrl
-from jaxrl.algorithms import avg, stream_ac, stream_q
+from jaxrl.algorithms import avg, stream_ac, stream_q, stream_td
 from jaxrl.networks.streaming import StreamingConfig, policy_outputs, streaming_network
 
 NUM_SEEDS = 5
@@ -113,6 +113,37 @@ def test_a_transition_of_stream_ac(probe):
         np.testing.assert_allclose(flat(after.params.policy), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("probe", ["Termination", "Truncation"])
+def test_a_transition_of_stream_td(probe):
+    env = three_steps(probe)
+    agent = stream_td.stream_td(env, stream_td.Config(num_steps=1, **RAW))
+    hparams = agent.hyperparams(gamma=GAMMA, trace_lambda=LAMBDA, learning_rate=0.05, kappa=3.0)
+    net = streaming_network(env.observation_space, (("value", 1),), RAW["network"])
+    value_of = jax.jit(lambda params, obs: net.apply(params, obs)["value"][0])
+    for before, after, obs, next_obs, first, terminated, _ in transitions(agent, hparams, probe):
+        value, next_value = (float(value_of(before.params, x)) for x in (obs, next_obs))
+        delta = 1.0 + GAMMA * (not terminated) * next_value - value
+        trace = (0.0 if first else GAMMA * LAMBDA) * flat(before.trace) + flat(jax.grad(value_of)(before.params, obs))
+        np.testing.assert_allclose(flat(after.trace), trace, atol=1e-4)
+        np.testing.assert_allclose(flat(after.params), moved(before.params, trace, delta, 0.05, 3.0), atol=1e-5)
+
+
+def test_a_policy_given_is_the_one_that_is_evaluated():
+    """The probe pays 1 for the better of two actions, which the uniform policy takes half of the time."""
+    env = jaxrl.make_env("probe/Policy")
+
+    def value(policy):
+        agent = stream_td.stream_td(env, stream_td.Config(num_steps=500, **RAW), policy)
+        hparams = agent.hyperparams(learning_rate=0.1)
+        _, metrics = jax.jit(jaxrl.train(agent, 4))(jax.random.key(0), hparams)
+        return float(metrics["value/mean"][-1])
+
+    means = [value(lambda key, obs, action=action: jnp.int32(action)) for action in range(2)]
+    uniform = value(None)
+    assert max(means) - min(means) > 0.9
+    assert abs(uniform - np.mean(means)) < 0.2
+
+
 def test_cached_resets_start_from_as_many_states_as_asked_for():
     env = jaxrl.make_env("gymnax/CartPole-v1")
     for size in (1, 3):
@@ -181,15 +212,19 @@ CRITIC = {
 }
 
 
+@pytest.mark.parametrize("module", [stream_ac, stream_td], ids=lambda module: module.__name__.rpartition("_")[2])
 @pytest.mark.parametrize("probe", CRITIC)
-def test_critic(probe):
-    """Stream TD(λ). A bootstrap cut at the time limit would give at most 3.36 instead of 5."""
+def test_critic(probe, module):
+    """A bootstrap cut at the time limit would give at most 3.36 instead of 5."""
     env = jaxrl.make_env(f"probe/{probe}")
-    agent = stream_ac.stream_ac(env, stream_ac.Config(num_steps=500, **RAW))
+    build = stream_ac.stream_ac if module is stream_ac else stream_td.stream_td
+    agent = build(env, module.Config(num_steps=500, **RAW))
     states, _, _ = learn(agent, 5_000, gamma=GAMMA)
     net = streaming_network(env.observation_space, (("value", 1),), RAW["network"])
     observations, expected = CRITIC[probe]
-    got = jax.vmap(lambda params: net.apply(params, jnp.float32(observations))["value"][:, 0])(states.params.value)
+    got = jax.vmap(lambda params: net.apply(params, jnp.float32(observations))["value"][:, 0])(
+        states.params.value if module is stream_ac else states.params
+    )
     np.testing.assert_allclose(got, np.tile(expected, (NUM_SEEDS, 1)), atol=0.02)
 
 

@@ -127,3 +127,13 @@ def test_errors(config, rule):
 def test_no_policy_over_a_dict_of_actions():
     with pytest.raises(ValueError, match="There is no policy over actions"):
         streaming.policy_outputs(spaces.Dict((("a", spaces.Discrete(2)),)))
+
+
+def test_the_slope_at_zero_is_that_of_the_negative_side():
+    """The first normalized observation is zero, and so are all units then: a slope of 1 there would make the first
+    gradient a hundred times the authors' (`jaxrl/algorithms/stream_td.py`)."""
+    net = streaming_network(spaces.box(-1.0, 1.0, (3,)), (("value", 1),), StreamingConfig((4,), layer_norm=False))
+    params = net.init(jax.random.key(0), jnp.zeros(3))
+    gradient = jax.grad(lambda params: net.apply(params, jnp.zeros(3))["value"][0])(params)["params"]
+    expected = 0.01 * params["params"]["value"]["kernel"][:, 0]
+    np.testing.assert_allclose(gradient["Layer_0"]["bias"], expected, rtol=1e-6)

@@ -165,3 +165,14 @@ def test_explained_variance():
     np.testing.assert_allclose(statistics.explained_variance(0.5 * target, target), 0.75, rtol=1e-6)
     assert statistics.explained_variance(target, jnp.ones(4)) == 0
     assert statistics.explained_variance(jnp.ones((2, 2)), target.reshape(2, 2)).shape == ()
+
+
+def test_a_stream_is_normalized_by_its_sample_variance():
+    """Of one sample the deviation is 1, then NumPy's with n - 1; there is no bound."""
+    samples = np.float32([[1.0], [4.0], [-2.0], [1000.0]])
+    stats = statistics.init_statistics(jnp.zeros(1))
+    for i, sample in enumerate(samples):
+        stats = statistics.update_statistics(stats, jnp.asarray(sample), 0)
+        deviation = 1.0 if i == 0 else samples[: i + 1].std(ddof=1)
+        expected = (samples - samples[: i + 1].mean()) / deviation
+        np.testing.assert_allclose(statistics.normalize_in_stream(stats, jnp.asarray(samples)), expected, rtol=1e-5)
