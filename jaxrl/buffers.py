@@ -25,10 +25,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from jaxrl import validation
+from jaxrl.ops import sums
 from jaxrl.types import Action, Observation, memoize
 
-_FAN_OUT = 16
-"""Children of a node of the tree: five levels hold a million priorities, where a binary tree needs twenty."""
 _LEAST_PRIORITY = 1e-6
 """Added to every priority, so that no entry is never drawn again (Schaul et al. 2016, section 3.3)."""
 
@@ -252,11 +251,7 @@ def prioritized(
         return Coefficients(jnp.float32(alpha), jnp.float32(beta), jnp.float32(beta_end))
 
     def init(item: PyTree) -> BufferState:
-        sizes = [-(-capacity // _FAN_OUT)]
-        while sizes[-1] > 1:
-            sizes.append(-(-sizes[-1] // _FAN_OUT))
-        levels = tuple(jnp.zeros((size, _FAN_OUT), jnp.float32) for size in sizes)
-        return _empty(item, num_rows, num_envs, Priorities(levels, jnp.float32(1.0)))
+        return _empty(item, num_rows, num_envs, Priorities(sums.empty(capacity), jnp.float32(1.0)))
 
     def add(params: Coefficients, state: BufferState, rows: PyTree) -> BufferState:
         num_new = jax.tree.leaves(rows)[0].shape[0]
@@ -268,7 +263,7 @@ def prioritized(
         value = jnp.where(whole, state.priorities.greatest**params.alpha, 0.0)
         row = (first + offset) % num_rows
         index = row[:, None] * num_envs + jnp.arange(num_envs)[None]
-        levels = _set(state.priorities.levels, index.ravel(), jnp.repeat(value, num_envs))
+        levels = sums.put(state.priorities.levels, index.ravel(), jnp.repeat(value, num_envs))
         priorities = dataclasses.replace(state.priorities, levels=levels)
         return dataclasses.replace(_write(state, rows), priorities=priorities)
 
@@ -278,13 +273,13 @@ def prioritized(
         levels = state.priorities.levels
         # 24 bits are what a float32 holds.
         share = (jnp.arange(batch_size) + (bits >> 8) * jnp.float32(2.0**-24)) / batch_size
-        index, value = _find(levels, share * jnp.sum(levels[-1]))
+        index, value = sums.find(levels, share * jnp.sum(levels[-1]))
         beta = params.beta + (params.beta_end - params.beta) * progress
         return Sample(index, (jnp.min(value) / value) ** beta)
 
     def update(params: Coefficients, priorities: Priorities, index: Array, priority: Array) -> Priorities:
         priority = jnp.abs(priority) + _LEAST_PRIORITY
-        levels = _set(priorities.levels, index, priority**params.alpha)
+        levels = sums.put(priorities.levels, index, priority**params.alpha)
         return Priorities(levels, jnp.maximum(priorities.greatest, jnp.max(priority)))
 
     return Buffer(hyperparams, init, add, _noise(batch_size), sample, update)
@@ -501,30 +496,3 @@ def _below(bits: UInt32[Array, " N"], bound: Int[Array, ""]) -> Int[Array, " N"]
     one = high * bound_low + (low * bound_low >> 16)
     other = low * bound_high + (one & 0xFFFF)
     return (high * bound_high + (one >> 16) + (other >> 16)).astype(jnp.int32)
-
-
-def _set(levels: tuple[Array, ...], index: Int[Array, " N"], value: Float[Array, " N"]) -> tuple[Array, ...]:
-    """Gives entries a value, and every sum above them."""
-    changed = []
-    for level in levels:
-        row = index // _FAN_OUT
-        level = level.at[row, index % _FAN_OUT].set(value)
-        changed.append(level)
-        # Summed anew, so that rounding errors do not add up.
-        index, value = row, jnp.sum(level[row], axis=-1)
-    return tuple(changed)
-
-
-def _find(levels: tuple[Array, ...], point: Float[Array, " N"]) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
-    """The entries in whose share of the running sum the points lie, and their values. None has the value 0."""
-    index, value = jnp.zeros(point.shape, jnp.int32), point
-    for level in reversed(levels):
-        parts = level[index]
-        # Where rounding would lead to an entry of value 0, or beyond the last, the nearest other one is taken.
-        sums = jnp.where(parts > 0, jnp.cumsum(parts, axis=-1), 0.0)
-        point = jnp.minimum(point, jnp.max(sums, axis=-1) * (1.0 - 2.0**-23))
-        child = jnp.argmax(sums > point[:, None], axis=-1)
-        before, value = (jnp.take_along_axis(x, child[:, None], axis=-1)[:, 0] for x in (sums - parts, parts))
-        point = jnp.maximum(point - before, 0.0)
-        index = index * _FAN_OUT + child.astype(jnp.int32)
-    return index, value

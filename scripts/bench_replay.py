@@ -14,9 +14,16 @@ from bench_shared import Row, clocked
 
 from jaxrl import buffers
 
+PARTS = ("round", "add", "sample")
 
-def rounds(kind: str, capacity: int, num_envs: int, batch_size: int) -> tuple[Any, Callable[[Any, Any], Any]]:
-    """An empty buffer, and one round: a row is added, a batch drawn, and given priorities if there are any."""
+
+def rounds(
+    kind: str, part: str, capacity: int, num_envs: int, batch_size: int
+) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """A buffer with a few rows, and one round: a row is added, a batch drawn, and given priorities if there are any.
+
+    Or only a part of it: `add`, or `sample` with its priorities.
+    """
     zero = jnp.float32(0.0)
     obs, no = jnp.zeros(4), jnp.bool_(False)
     if not kind.startswith("flashbax"):
@@ -26,13 +33,16 @@ def rounds(kind: str, capacity: int, num_envs: int, batch_size: int) -> tuple[An
         row = jax.tree.map(lambda x: jnp.zeros((1, num_envs, *x.shape), x.dtype), item)
 
         def round_(state: Any, key: Any) -> tuple[Any, Any]:
-            state = buffer.add(params, state, row)
+            if part != "sample":
+                state = buffer.add(params, state, row)
+            if part == "add":
+                return state, zero
             drawn = buffer.sample(params, state, buffer.noise(key), zero)
             batch = buffers.n_step(state.items, drawn.index, 1, jnp.float32(0.99))
             priorities = buffer.update(params, state.priorities, drawn.index, drawn.weight)
             return dataclasses.replace(state, priorities=priorities), jnp.sum(batch.next_obs) + jnp.sum(drawn.weight)
 
-        return buffer.init(item), round_
+        return buffer.add(params, buffer.init(item), row), round_
     import flashbax
 
     sizes = {"max_length": capacity, "min_length": 2, "sample_batch_size": batch_size, "add_batch_size": num_envs}
@@ -45,24 +55,28 @@ def rounds(kind: str, capacity: int, num_envs: int, batch_size: int) -> tuple[An
     rows = jax.tree.map(lambda x: jnp.zeros((num_envs, *x.shape), x.dtype), stored)
 
     def other_round(state: Any, key: Any) -> tuple[Any, Any]:
-        state = other.add(state, rows)
+        if part != "sample":
+            state = other.add(state, rows)
+        if part == "add":
+            return state, zero
         drawn = other.sample(state, key)
         total = jnp.sum(drawn.experience.second["obs"])
         if kind == "flashbax uniform":
             return state, total
         return other.set_priorities(state, drawn.indices, jnp.ones(batch_size)), total + jnp.sum(drawn.probabilities)
 
-    return other.add(other.init(stored), rows), other_round
+    return other.add(other.add(other.init(stored), rows), rows), other_round
 
 
 def measure(only: str, repeats: int, num_rounds: int = 1000) -> Iterator[Row]:
     kinds = ["uniform", "prioritized"]
     if importlib.util.find_spec("flashbax"):
         kinds += ["flashbax uniform", "flashbax prioritized"]
-    for kind, capacity, members in itertools.product(kinds, (10_000, 1_000_000), (1, 4)):
-        if only not in f"{kind} {capacity}":
+    for kind, part, capacity, members in itertools.product(kinds, PARTS, (10_000, 1_000_000), (1, 4)):
+        case = f"{kind} {capacity}" + ("" if part == "round" else f" {part}")
+        if only not in case:
             continue
-        start, round_ = rounds(kind, capacity, num_envs=10, batch_size=128)
+        start, round_ = rounds(kind, part, capacity, num_envs=10, batch_size=128)
         run = lambda state, key, round_=round_: jax.lax.scan(round_, state, jax.random.split(key, num_rounds))
         state, keys = start, jax.random.key(0)
         if members > 1:
@@ -77,7 +91,7 @@ def measure(only: str, repeats: int, num_rounds: int = 1000) -> Iterator[Row]:
             (state, _), taken = clocked(compiled, state, keys)
             seconds.append(taken)
         yield {
-            "case": f"{kind} {capacity}",
+            "case": case,
             "num_seeds": members,
             "compile_seconds": round(compile_seconds, 2),
             "microseconds_per_round": round(statistics.median(seconds[1:]) / num_rounds / members * 1e6, 1),

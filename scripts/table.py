@@ -40,6 +40,7 @@ class Task:
       hparams: hyperparameters, set where an algorithm has them.
       own: settings of an algorithm by its name, which a peer has published for it here: (fields of the config,
         hyperparameters, whose they are).
+      replay_steps: environment steps of algorithms that learn from replay about once a step; 0: as many as the others.
       published: others' figures, with their source.
     """
 
@@ -48,6 +49,7 @@ class Task:
     network: dict[str, Any] = dataclasses.field(default_factory=dict)
     hparams: dict[str, Any] = dataclasses.field(default_factory=dict)
     own: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = dataclasses.field(default_factory=dict)
+    replay_steps: int = 0
     published: str = ""
 
 
@@ -80,9 +82,12 @@ TASKS = {
     "gymnax/Pendulum-v1": Task(
         500_000,
         _SCALED,
+        replay_steps=20_000,
         published="gymnax's agent -130 (1M steps); a test of sbx asks TQC for more than -800 after 1,500 steps",
     ),
-    "gymnax/MountainCarContinuous-v0": Task(500_000, _SCALED, published="gymnax's agent 92 (1M steps)"),
+    "gymnax/MountainCarContinuous-v0": Task(
+        500_000, _SCALED, replay_steps=20_000, published="gymnax's agent 92 (1M steps)"
+    ),
     "gymnax/Breakout-MinAtar": _minatar(1e-2, "PPO in OPEN 50.08, gymnax's agent 28"),
     "gymnax/Asterix-MinAtar": _minatar(3e-3, "PPO in OPEN 15.04, gymnax's agent 15"),
     "gymnax/Freeway-MinAtar": _minatar(1e-3, "PPO in OPEN 61.84, gymnax's agent 58"),
@@ -168,7 +173,9 @@ def build(algorithm: str, environment: str) -> tuple[Any, Any, int]:
         network = {name: value for name, value in task.network.items() if name in known}
         changes["network"] = dataclasses.replace(default.network, **network)
     member = jaxrl.make(algorithm, jaxrl.make_env(environment), **changes, **own_config)
-    num_steps = max(1, task.num_steps // member.env_steps)
+    # Those that act in a `Box` and keep what they saw: DQN and PQN learn from replay less often than they step.
+    total = task.replay_steps if task.replay_steps and "capacity" in fields else task.num_steps
+    num_steps = max(1, total // member.env_steps)
     leaves = {field.name for field in dataclasses.fields(type(member.hyperparams()))}
     given = {"horizon": float(num_steps * member.env_steps), **task.hparams}
     shared = {name: value for name, value in given.items() if name in leaves}
@@ -246,8 +253,11 @@ def matrix(cells: dict[str, dict[str, Any]], names: list[str]) -> list[str]:
     """Lines of the table of all algorithms and environments; a cell that was not run is empty."""
     lines = [f"| algorithm | {' | '.join(map(title, TASKS))} |", "|---" * (1 + len(TASKS)) + "|"]
     for name in names:
-        found = (cells.get(f"{name} {environment}") for environment in TASKS)
-        row = [figure(one["returns"], interval=False) if one else "" for one in found]
+        row = [""] * len(TASKS)
+        for i, (environment, task) in enumerate(TASKS.items()):
+            if one := cells.get(f"{name} {environment}"):
+                fewer = f" ({one['env_steps'] // 1000}k)" if one["env_steps"] < 0.9 * task.num_steps else ""
+                row[i] = figure(one["returns"], interval=False) + fewer
         lines.append(f"| {' | '.join([name, *row])} |")
     return lines
 
@@ -288,7 +298,7 @@ def render(cells: dict[str, dict[str, Any]]) -> str:
         "steps stated, further below with a 95% bootstrap interval. Each algorithm has the defaults of its name but",
         "for what is named under a table; nothing was tuned here. What an environment sets for all of them is in TASKS",
         "of the script. Random steps that an agent with replay begins with, `num_warmup_steps` of each environment,",
-        "are not among the steps.",
+        "are not among the steps. Thousands in brackets are the steps of a cell that has fewer than its column.",
         "",
         f"An empty cell was not run: {len(known) * len(TASKS) - len(cells)} of {len(known) * len(TASKS)}, among them "
         "those of algorithms that do not",

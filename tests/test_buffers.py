@@ -11,6 +11,7 @@ import scipy.stats
 
 from jaxrl import buffers
 from jaxrl.buffers import Experience, n_step, prioritized, uniform, windows
+from jaxrl.ops import sums
 
 L, B = 12, 3
 
@@ -125,12 +126,10 @@ def test_new_entries_have_the_greatest_priority_and_old_ones_keep_theirs():
 
 def test_rounding_never_leads_to_an_entry_without_priority():
     values = np.float32(np.random.default_rng(1).uniform(size=(64, 16)) < 0.2) * 1e-3
-    levels = buffers._set(
-        (jnp.zeros((64, 16)), jnp.zeros((4, 16)), jnp.zeros((1, 16))), jnp.arange(1024), jnp.asarray(values.ravel())
-    )
+    levels = sums.put(sums.empty(1024), jnp.arange(1024), jnp.asarray(values.ravel()))
     total = float(jnp.sum(levels[-1]))
     points = jnp.asarray(np.concatenate([np.linspace(0, total * 1.0001, 4000), np.cumsum(values.ravel())]), jnp.float32)
-    index, value = buffers._find(levels, points)
+    index, value = sums.find(levels, points)
     assert (np.asarray(value) > 0).all()
     np.testing.assert_array_equal(value, values.ravel()[np.asarray(index)])
 

@@ -1,5 +1,7 @@
 """MR.Q: bins of rewards, an update against formulas in float64, values of probes, what is learned. 5 seeds."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,8 +227,11 @@ def test_images_go_through_the_convolutions():
 # --- Values and learning ---------------------------------------------------------------------------------------------
 
 
-def train(agent, num_steps, **hparams):
+def train(agent, num_steps, broken=False, **hparams):
     hparams = agent.hyperparams(**hparams)
+    if broken:
+        # It descends what it should climb; `hyperparams` would refuse the rate.
+        hparams = dataclasses.replace(hparams, policy_learning_rate=-hparams.policy_learning_rate)
     keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
     states, _ = jax.jit(jax.vmap(jaxrl.train(agent, num_steps), (0, None)))(keys, hparams)
     return states, hparams
@@ -266,16 +271,20 @@ SMALL = LatentConfig(64, 16, 64, 64, 33)
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize(
-    "name, num_steps, changes, least",
-    [("Pendulum-v1", 6_000, {}, -250), ("CartPole-v1", 12_000, {"num_envs": 2, "num_rounds": 100}, 250)],
+    "name, num_steps, changes, least, most",
+    [("Pendulum-v1", 6_000, {}, -250, -800), ("CartPole-v1", 12_000, {"num_envs": 2, "num_rounds": 100}, 250, 100)],
 )
-def test_learning(name, num_steps, changes, least):
-    """Rates of 1e-3, batches of 64, layers of 64 units. A random policy has about -1200 and 20."""
+def test_learning(name, num_steps, changes, least, most, broken):
+    """Rates of 1e-3, batches of 64, layers of 64 units. A random policy has about -1200 and 20.
+
+    The broken version has the policy's rate negative, and a quarter of the steps.
+    """
     sizes = {"batch_size": 64, "capacity": 16_384, "num_warmup_steps": 1024, "network": SMALL, **changes}
     agent = jaxrl.make("mrq", jaxrl.make_env(f"gymnax/{name}"), **sizes)
-    states, hparams = train(agent, num_steps // agent.env_steps, **RATES)
+    states, hparams = train(agent, num_steps // (4 if broken else 1) // agent.env_steps, broken, **RATES)
     run = jax.jit(jax.vmap(jaxrl.evaluate(agent, 16), (0, 0, None)))
     got = np.asarray(run(jax.random.split(jax.random.key(9), NUM_SEEDS), states, hparams.env).mean_return)
-    print("mrq", name, np.round(got, 1))
-    assert np.mean(got) >= least, got
+    print("mrq", name, "broken" if broken else "", np.round(got, 1))
+    assert np.mean(got) <= most if broken else np.mean(got) >= least, got

@@ -32,11 +32,14 @@ def with_actions(probe, **options):
     return env._replace(step=step, action_space=spaces.box(-2.0, 2.0, (2,)))
 
 
+def trained(agent, num_steps, hparams):
+    keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
+    return jax.jit(jax.vmap(jaxrl.train(agent, num_steps), (0, None)))(keys, hparams)
+
+
 def train(agent, num_steps, **hparams):
     hparams = agent.hyperparams(**hparams)
-    keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
-    states, metrics = jax.jit(jax.vmap(jaxrl.train(agent, num_steps), (0, None)))(keys, hparams)
-    return states, metrics, hparams
+    return *trained(agent, num_steps, hparams), hparams
 
 
 # --- One update ------------------------------------------------------------------------------------------------------
@@ -616,12 +619,12 @@ WIDE = dict.fromkeys(("fast_td3", "fast_sac"), _SIDE_BY_SIDE)
 SLOWER = {"mdpo_off_policy": -400, "td3_by_priority": -450}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@pytest.mark.parametrize("name", PENDULUM)
-def test_pendulum(name):
-    """Defaults but for rates of 1e-3, layers of 64 units (and batches of 64 in `SMALLER`), and `horizon`."""
-    num_steps, least = PENDULUM[name], SLOWER.get(name, -250)
+def learned_on_pendulum(name, num_steps, broken=False):
+    """Greedy returns of each seed.
+
+    Defaults but for rates of 1e-3, layers of 64 units (and batches of 64 in `SMALLER`), and `horizon`. The broken
+    version descends what its policy should climb, by a negative rate, which `hyperparams` would refuse.
+    """
     priority = {"prioritized": True} if name.endswith("_by_priority") else {}
     name = name.removesuffix("_by_priority")
     entry = ALGORITHMS[name]
@@ -636,23 +639,47 @@ def test_pendulum(name):
     scaled = getattr(entry.default_config, "normalize_rewards", False)
     if entry.default_config.network.num_bins and not scaled:  # returns of 200 steps, each at least -16.3
         changes["network"] = coefficients(network).replace(support=Support(jnp.float32(-1600.0), jnp.float32(0.0)))
-    states, _, hparams = train(agent, num_steps // agent.env_steps, **changes)
+    hparams = agent.hyperparams(**changes)
+    if broken:
+        hparams = dataclasses.replace(hparams, policy_learning_rate=-hparams.policy_learning_rate)
+    states = trained(agent, num_steps // agent.env_steps, hparams)[0]
     got = returns(agent, states, hparams, 16)
-    print(name, priority, np.round(got, 1))
-    assert np.mean(got) >= least, got
+    print(name, priority, "broken" if broken else "", np.round(got, 1))
+    return got
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", PENDULUM)
+def test_pendulum(name):
+    got = learned_on_pendulum(name, PENDULUM[name])
+    assert np.mean(got) >= SLOWER.get(name, -250), got
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", PENDULUM)
+def test_a_broken_version_does_not_learn_pendulum(name):
+    """A quarter of the steps: it goes the other way from the first on, and ends where a random policy is or below."""
+    got = learned_on_pendulum(name, PENDULUM[name] // 4, broken=True)
+    assert np.mean(got) <= -800, got
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_discrete_sac_balances_the_pole():
-    """60,000 steps; rates of 1e-3, layers of 64 units."""
+@pytest.mark.parametrize("broken", [False, True])
+def test_discrete_sac_balances_the_pole(broken):
+    """60,000 steps; rates of 1e-3, layers of 64 units. Broken: a negative rate of the policy, a quarter of them."""
     network = ControlConfig(hidden=(64, 64))
     agent = jaxrl.make("discrete_sac", jaxrl.make_env("gymnax/CartPole-v1"), network=network, capacity=32_768)
     rates = {f"{part}_learning_rate": 1e-3 for part in ("policy", "critic", "temperature")}
-    states, _, hparams = train(agent, 60_000 // agent.env_steps, **rates, target_entropy=0.5)
+    hparams = agent.hyperparams(**rates, target_entropy=0.5)
+    if broken:
+        hparams = dataclasses.replace(hparams, policy_learning_rate=-hparams.policy_learning_rate)
+    states, _ = trained(agent, (15_000 if broken else 60_000) // agent.env_steps, hparams)
     got = returns(agent, states, hparams, 16)
-    print("discrete_sac", got)
-    assert np.median(got) >= 400, got
+    print("discrete_sac", "broken" if broken else "", got)
+    assert np.median(got) <= 100 if broken else np.median(got) >= 400, got
 
 
 @pytest.mark.slow
