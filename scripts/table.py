@@ -256,7 +256,7 @@ def matrix(cells: dict[str, dict[str, Any]], names: list[str]) -> list[str]:
         row = [""] * len(TASKS)
         for i, (environment, task) in enumerate(TASKS.items()):
             if one := cells.get(f"{name} {environment}"):
-                fewer = f" ({one['env_steps'] // 1000}k)" if one["env_steps"] < 0.9 * task.num_steps else ""
+                fewer = f" ({one['env_steps'] // 1000}k)" if one["env_steps"] <= task.replay_steps else ""
                 row[i] = figure(one["returns"], interval=False) + fewer
         lines.append(f"| {' | '.join([name, *row])} |")
     return lines
