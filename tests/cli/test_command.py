@@ -461,3 +461,18 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert running.wait(timeout=120) == 0
     assert not running.stderr.read()
     running.stderr.close()
+
+
+def test_a_run_is_diagnosed_and_resumed_so(tmp_path):
+    """The names stand in the record, the metrics in the log; `resume` and `evaluate` know the state."""
+    folder, few = tmp_path / "run", ["--segments", "1", "--evaluations", "0", "--no-plot", "--total-steps"]
+    train = ["train", "ppo", "probe/Credit", *SMALL, "--num-seeds", "2", *few, "64", "--diagnose"]
+    assert call(*train, "churn,dormant", "--out", folder)[0] == 0
+    assert json.loads((folder / "run.json").read_text())["diagnose"] == ["churn", "dormant"]
+    assert call("resume", folder, "--total-steps", "128", "horizon=128", "--no-plot")[0] == 0
+    log = (folder / "log.jsonl").read_text()
+    assert log.count("probe/churn") > 1
+    assert "probe/rank" not in log
+    assert call("evaluate", folder, "--episodes", "2")[0] == 0
+    assert "Did you mean churn?" in error_of(*train, "chrun", "--out", tmp_path / "no")
+    assert not (tmp_path / "no").exists()

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from jaxrl import checkpoint, cli, runs
+from jaxrl.algorithms import dqn
 from jaxrl.cli import arguments, build, meta, meta_parsers, meta_search, rule_arms, rule_table, rules
 from jaxrl.cli.meta_record import record_of
 from jaxrl.envs import make_env
@@ -261,6 +262,12 @@ def test_rules_over_sequences_begin_with_tables_where_states_are_numbered():
     networks, rates = meta_search.inner_defaults(make_env("probe/Credit"), "lpg")
     assert not networks.tabular
     assert rates == {}
+
+
+def test_a_short_life_of_dqn_begins_with_fewer_random_transitions():
+    default, (short, rates) = dqn.Config(), meta_search.inner_defaults(make_env("probe/Credit"), "dqn")
+    assert (short.num_warmup_steps, rates) == (default.num_warmup_steps // 8, {})
+    assert dataclasses.replace(short, num_warmup_steps=default.num_warmup_steps) == default
 
 
 def test_lengths_of_life_are_drawn_between_both_ends():

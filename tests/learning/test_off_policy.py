@@ -608,7 +608,9 @@ PENDULUM = {
     "mpo": 24_000,
     "d4pg_by_priority": 12_000,
     **dict.fromkeys(("redq", "droq"), 3_000),
-    **dict.fromkeys(("fast_td3", "fast_sac"), 38_400),
+    "fast_td3": 38_400,
+    # After 38,400 two of five have not learned: -139, -428, -155, -122, -369.
+    "fast_sac": 64_000,
 }
 # Layers and batches small enough for four minutes of a core.
 SMALLER = {"simba_v2": ((64,), 64), **dict.fromkeys(("tqc", "mpo", "simba", "redq", "droq"), ((64, 64), 64))}

