@@ -75,7 +75,8 @@ def diagnose(algorithm: Algorithm, names: tuple[str, ...] = NAMES, num_observati
 
     Raises:
       ValueError: a name is unknown or comes twice, the number is not positive, the algorithm has no environments of
-        its own in `state.actor`, actions have no finite bounds (churn), or no layer reads another (the others).
+        its own or no memory in `state.actor`, actions have no finite bounds (churn), or no layer reads another (the
+        others); on `init` if the default hyperparameters do not start it.
 
     Example:
       >>> import jaxrl
@@ -88,9 +89,10 @@ def diagnose(algorithm: Algorithm, names: tuple[str, ...] = NAMES, num_observati
 
     def init(key: Key, hparams: Hyperparams) -> State:
         learner = algorithm.init(key, hparams)
+        _check(algorithm, names, learner)
         size = learner.actor.start.shape[0]
         rows = jnp.arange(num_observations) % size
-        obs, memory = jax.tree.map(lambda x: x[rows], _where(learner, size))
+        obs, memory = jax.tree.map(lambda x: x[rows], _where(algorithm, learner))
         return State(learner, obs, memory, jnp.int32(0))
 
     def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
@@ -99,7 +101,7 @@ def diagnose(algorithm: Algorithm, names: tuple[str, ...] = NAMES, num_observati
         size = min(learner.actor.start.shape[0], num_observations)
         rows = (state.position + jnp.arange(size)) % num_observations
         write = lambda kept, new: kept.at[rows].set(new[:size])
-        obs, memory = jax.tree.map(write, (state.obs, state.memory), _where(learner, learner.actor.start.shape[0]))
+        obs, memory = jax.tree.map(write, (state.obs, state.memory), _where(algorithm, learner))
         after = State(learner, obs, memory, (state.position + size) % num_observations)
         # The compiler must not fuse what follows with the training, which would round otherwise then.
         given = jax.lax.optimization_barrier((before, learner, memory, obs))
@@ -111,10 +113,13 @@ def diagnose(algorithm: Algorithm, names: tuple[str, ...] = NAMES, num_observati
     return algorithm._replace(init=init, step=step, act=act)
 
 
-def _where(learner: Any, size: int) -> tuple[Observation, Memory]:
-    """Observations and memories of the environments in progress, leaves [B, ...]."""
+def _where(algorithm: Algorithm, learner: Any) -> tuple[Observation, Memory]:
+    """Observations and memories of the environments in progress, leaves [B, ...].
+
+    Where acting needs no memory, what collecting carries there, noise for instance, is none.
+    """
     actor = learner.actor
-    return actor.obs, jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape[1:])), actor.memory)
+    return actor.obs, actor.memory if jax.tree.leaves(algorithm.initial_memory()) else ()
 
 
 def _measure(
@@ -193,18 +198,34 @@ def _validate(algorithm: Algorithm, names: Any, num_observations: int) -> None:
             raise ValueError(f"diagnose: {unknown(name, NAMES, kind='diagnostic')}")
     if not isinstance(num_observations, int) or num_observations < 1:
         raise ValueError(f"diagnose: num_observations must be a whole number from 1; got {num_observations!r}.")
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    learner = jax.eval_shape(algorithm.init, key, algorithm.hyperparams())
+    try:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        learner = jax.eval_shape(algorithm.init, key, algorithm.hyperparams())
+    except ValueError:
+        # The defaults alone do not start it, a dataset is missing for instance: `init` is told, and checks then.
+        return
+    _check(algorithm, names, learner)
+
+
+def _check(algorithm: Algorithm, names: tuple[str, ...], learner: Any) -> None:
+    """Raises a ValueError if this state cannot be looked at."""
     actor = getattr(learner, "actor", None)
     if algorithm.env is None or not isinstance(actor, rollout.ActorState) or actor.start.ndim != 1:
         raise ValueError(
             "diagnose: it looks at the observations [B, ...] in state.actor of one member with an environment, which "
             f"{algorithm.name!r} has not. Wrap the algorithm of one member, then make a population of it."
         )
+    needed = jax.tree.structure(algorithm.initial_memory())
+    if needed not in (jax.tree.structure(()), jax.tree.structure(actor.memory)):
+        raise ValueError(
+            f"diagnose: what {algorithm.name!r} remembers between actions is not in state.actor.memory, so that its "
+            "actions on observations of the past are not to be had."
+        )
     space = algorithm.env.action_space
     if "churn" in names and isinstance(space, spaces.Box) and not space.bounded:
         raise ValueError(f"diagnose: churn is in units of the range of actions, so it needs bounds; got {space}.")
-    if set(names) - {"churn"} and not _inner(algorithm, learner, actor.memory, actor.obs):
+    obs, memory = _where(algorithm, learner)
+    if set(names) - {"churn"} and not _inner(algorithm, learner, memory, obs):
         raise ValueError(
             f"diagnose: in what {algorithm.name!r} acts with no layer reads another, but within loops of the network's "
             f"own (members of an ensemble, steps of a memory); dormant and effective_rank need one; got {names!r}."

@@ -161,7 +161,7 @@ def test_law_3_vmap_over_keys_and_hyperparameters_equals_the_loop(name):
                 for state in (fresh(name, key, hparams), one[0], alone[0])
             )
             apart, moved = np.linalg.norm(after[0] - after[1]), np.linalg.norm(after[1] - before)
-            assert apart < 0.1 * moved, (i, apart, moved)
+            assert apart < 0.2 * moved, (i, apart, moved)
         else:
             assert_close(one, alone, f"member {i}", rtol=2e-3, atol=2e-4)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxrl
-from jaxrl.algorithms import avg, bpg, mac, ppo, reppo
+from jaxrl.algorithms import avg, bpg, harpg, mac, ppo, props, reppo, stream_td
 from jaxrl.envs import continuing
 from jaxrl.networks import NetworkConfig
 from jaxrl.networks.critics import CriticConfig
@@ -85,12 +85,52 @@ CASES = {
     "bpg": Case(
         bpg.bpg, jaxrl.make_env("probe/Policy"), bpg.Config(num_envs=16, num_steps=1), 60, "learning_rate", 0.99
     ),
+    "props": Case(
+        lambda env, config: props.props(env, config=config),
+        jaxrl.make_env("probe/Credit"),
+        props.Config(
+            num_envs=16,
+            num_steps=16,
+            num_behavior_updates=4,
+            num_behavior_minibatches=2,
+            network=NetworkConfig(hidden=(16,)),
+        ),
+        40,
+        "learning_rate",
+        0.95,
+        (("learning_rate", 1e-2), ("value_coef", 1.0), ("target_kl", 0.1), ("gamma", 0.8)),
+    ),
+    "harpg": Case(
+        lambda env, config: harpg.harpg(env, config=config),
+        jaxrl.make_env("probe/Credit"),
+        harpg.Config(num_envs=16, num_steps=16, network=NetworkConfig(hidden=(16,))),
+        60,
+        "step_size",
+        0.95,
+        (("step_size", 0.1),),
+    ),
     "mixture": _head("ContinuousPolicy", 160, -0.02, policy="mixture", num_components=3),
     "deviation of the observation": _head("ContinuousObservation", 160, -0.02, state_std=True),
     "bang-bang": _head("ContinuousObservation", 160, -0.7, policy="bang_bang"),
     "bang-off-bang": _head("ContinuousObservation", 60, -0.12, policy="bang_off_bang"),
     "autoregressive": _head("MultiDiscretePolicy", 60, 1.95, policy="autoregressive"),
 }
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_predictions_need_the_sign_of_their_rate(broken):
+    """Stream TD on a reward of 1 a step, whose value is 5; turned, it goes away from it."""
+    network = StreamingConfig(hidden=(16, 16))
+    raw = stream_td.Config(num_steps=500, normalize_observations=False, normalize_rewards=False, network=network)
+    agent = stream_td.stream_td(jaxrl.make_env("probe/Truncation"), raw)
+    hparams = agent.hyperparams(gamma=0.8, learning_rate=0.01)
+    if broken:
+        hparams = dataclasses.replace(hparams, learning_rate=-hparams.learning_rate)
+    keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
+    _, metrics = jax.jit(jax.vmap(jaxrl.train(agent, 10), (0, None)))(keys, hparams)
+    found = np.asarray(metrics["value/mean"])[:, -1]
+    print("stream_td", "broken" if broken else "", np.round(found, 3))
+    assert (np.abs(found - 5.0) < 0.3).all() != broken, found
 
 
 @pytest.mark.parametrize("broken", [False, True])
