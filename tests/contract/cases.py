@@ -1316,8 +1316,10 @@ def is_continuous(name: str) -> bool:
 def tiny_variant(name: str) -> dict[str, Any]:
     """Fields of its config that make a variant small; the others are its own."""
     network = dataclasses.replace(ALGORITHMS[name].default_config.network, hidden=(8,))
+    if hasattr(network, "critic_hidden"):
+        network = dataclasses.replace(network, critic_hidden=())
     tiny = {"num_envs": 4, "num_steps": 8, "network": network}
-    return {**tiny, "batch_size": 16} if is_continuous(name) else tiny
+    return {**tiny, "batch_size": 16, "capacity": 8192, "num_rounds": 8} if is_continuous(name) else tiny
 
 
 def _of_variant(name: str) -> Case:
