@@ -1319,7 +1319,7 @@ def tiny_variant(name: str) -> dict[str, Any]:
     if hasattr(network, "critic_hidden"):
         network = dataclasses.replace(network, critic_hidden=())
     tiny = {"num_envs": 4, "num_steps": 8, "network": network}
-    return {**tiny, "batch_size": 16, "capacity": 8192, "num_rounds": 8} if is_continuous(name) else tiny
+    return {**tiny, "batch_size": 16, "capacity": 8192, "num_rounds": 12} if is_continuous(name) else tiny
 
 
 def _of_variant(name: str) -> Case:
