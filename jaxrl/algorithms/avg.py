@@ -26,7 +26,7 @@ from jaxrl import rollout, spaces, validation
 from jaxrl.networks.actor_critic import to_env_action
 from jaxrl.networks.initializers import initialize
 from jaxrl.networks.streaming import StreamingConfig, streaming_network
-from jaxrl.ops import error_scaling, losses, statistics
+from jaxrl.ops import error_scaling, losses, statistics, streams
 from jaxrl.ops.distributions import TanhGaussian
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
@@ -170,9 +170,7 @@ def avg(env: Env, config: Config = Config()) -> Algorithm:
             policy=initialize(policy_net, key_policy, one),
             critic=initialize(critic_net, key_critic, one, jnp.zeros(size)),
         )
-        seen = ()
-        if config.normalize_observations:
-            seen = statistics.update_statistics(statistics.init_statistics(one), one, 0)
+        seen, _ = streams.start(one, config.normalize_observations, rewards=False)
         return State(
             key=key,
             params=params,
@@ -199,12 +197,9 @@ def avg(env: Env, config: Config = Config()) -> Algorithm:
         actor, step, metrics = rollout.collect_one(key, env, hparams.env, state.actor, policy, noise, reset)
 
         # --- Estimate --------------------------------------------------------------------------------------------
-        obs, seen = see(state.observation_statistics, step.obs), state.observation_statistics
-        successor_seen = seen
-        if config.normalize_observations:
-            first = jax.tree.map(lambda x: x[0], actor.obs)
-            successor_seen, seen = statistics.update_with_transition(seen, step.next_obs, first, step.ended)
-        next_obs = see(successor_seen, step.next_obs)
+        seen = state.observation_statistics
+        obs = see(seen, step.obs)
+        next_obs, seen = streams.observe(seen, step.next_obs, actor.obs, step.ended, see)
 
         def policy_loss(policy_params: PyTree) -> tuple[Array, Array]:
             # The action taken, as a function of the parameters.

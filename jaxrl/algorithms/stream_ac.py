@@ -25,7 +25,7 @@ from jaxrl import rollout, validation
 from jaxrl.networks.actor_critic import check_mask, to_env_action
 from jaxrl.networks.initializers import initialize
 from jaxrl.networks.streaming import StreamingConfig, policy_distribution, policy_outputs, streaming_network
-from jaxrl.ops import reward_scaling, statistics, traces
+from jaxrl.ops import streams, traces
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
 
@@ -151,9 +151,6 @@ def stream_ac(env: Env, config: Config = Config()) -> Algorithm:
     def hyperparams(**changes: Any) -> Hyperparams:
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params())
 
-    def see(seen: PyTree, obs: Observation) -> Observation:
-        return statistics.normalize_in_stream(seen, obs) if config.normalize_observations else obs
-
     def policy_at(params: PyTree, obs: Observation) -> Any:
         mask = obs.get("action_mask") if isinstance(obs, dict) else None
         return policy_distribution(space, policy_net.apply(params, obs), mask)  # type: ignore[arg-type]
@@ -166,9 +163,7 @@ def stream_ac(env: Env, config: Config = Config()) -> Algorithm:
         actor = rollout.start(key_actor, env, hparams.env, 1, (), reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
         params = Networks(initialize(policy_net, key_policy, one), initialize(value_net, key_value, one))
-        seen = ()
-        if config.normalize_observations:
-            seen = statistics.update_statistics(statistics.init_statistics(one), one, 0)
+        seen, scale = streams.start(one, config.normalize_observations, config.normalize_rewards)
         return State(
             key=key,
             params=params,
@@ -176,7 +171,7 @@ def stream_ac(env: Env, config: Config = Config()) -> Algorithm:
             opt_state=Networks(optimizer.init(params.policy), optimizer.init(params.value)),
             actor=actor,
             observation_statistics=seen,
-            reward_scale=reward_scaling.init_scale(1) if config.normalize_rewards else (),
+            reward_scale=scale,
             num_steps=jnp.int32(0),
         )
 
@@ -186,24 +181,19 @@ def stream_ac(env: Env, config: Config = Config()) -> Algorithm:
 
         # --- Collect ---------------------------------------------------------------------------------------------
         def policy(noise: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-            action = policy_at(state.params.policy, see(state.observation_statistics, obs)).sample_from(noise)
+            action = policy_at(state.params.policy, streams.see(state.observation_statistics, obs)).sample_from(noise)
             return action, to_env_action(space, action), memory, ()
 
         actor, step, metrics = rollout.collect_one(key, env, hparams.env, state.actor, policy, noise, reset)
 
         # --- Estimate --------------------------------------------------------------------------------------------
         # With the batch axis of one that acting has, so that the policy is evaluated there once.
-        obs, seen = see(state.observation_statistics, state.actor.obs), state.observation_statistics
-        successor_seen = seen
-        if config.normalize_observations:
-            first = jax.tree.map(lambda x: x[0], actor.obs)
-            successor_seen, seen = statistics.update_with_transition(seen, step.next_obs, first, step.ended)
-        reward, scale = step.reward, state.reward_scale
-        if config.normalize_rewards:
-            reward, scale = reward_scaling.scale_in_stream(scale, reward, step.ended, hparams.gamma)
+        obs = streams.see(state.observation_statistics, state.actor.obs)
+        next_obs, seen = streams.observe(state.observation_statistics, step.next_obs, actor.obs, step.ended)
+        reward, scale = streams.scale(state.reward_scale, step.reward, step.ended, hparams.gamma)
 
         value, value_gradient = jax.value_and_grad(lambda params: value_at(params, obs)[0])(state.params.value)
-        next_value = value_at(state.params.value, see(successor_seen, step.next_obs))
+        next_value = value_at(state.params.value, next_obs)
         delta = reward + hparams.gamma * jnp.where(step.terminated, 0.0, next_value) - value
 
         def score(params: PyTree) -> tuple[Array, Array]:
@@ -254,7 +244,7 @@ def stream_ac(env: Env, config: Config = Config()) -> Algorithm:
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
-            policy = policy_at(state.params.policy, see(state.observation_statistics, obs))
+            policy = policy_at(state.params.policy, streams.see(state.observation_statistics, obs))
         return to_env_action(space, policy.mode() if key is None else policy.sample(key)), memory
 
     return Algorithm(init, step, act, hyperparams, env_steps=config.num_steps, name="stream_ac", env=env, config=config)

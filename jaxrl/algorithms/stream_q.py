@@ -27,7 +27,7 @@ from jaxrl import rollout, spaces, validation
 from jaxrl.networks.columnar import ColumnarConfig, columnar_memory
 from jaxrl.networks.initializers import initialize
 from jaxrl.networks.streaming import StreamingConfig, streaming_network
-from jaxrl.ops import reward_scaling, statistics, traces
+from jaxrl.ops import streams, traces
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
 from jaxrl.values import epsilon_greedy, legal_only
@@ -168,9 +168,6 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
     def hyperparams(**changes: Any) -> Hyperparams:
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), columns=memory_net.rates())
 
-    def see(seen: PyTree, obs: Observation) -> Observation:
-        return statistics.normalize_in_stream(seen, obs) if config.normalize_observations else obs
-
     def values(params: PyTree, obs: Observation, features: Float[Array, "... F"]) -> Float[Array, "... A"]:
         return legal_only(net.apply(params, obs, features)["value"], obs)  # type: ignore[index]
 
@@ -184,9 +181,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
         params = initialize(net, key_params, one, jnp.zeros(memory_net.num_features))
         params = {**params, "columns": memory_net.init(key_columns)}
         start = (memory_net.initial_carry(), one, jnp.int32(0), jnp.bool_(True), hparams.columns)
-        seen = ()
-        if config.normalize_observations:
-            seen = statistics.update_statistics(statistics.init_statistics(one), one, 0)
+        seen, scale = streams.start(one, config.normalize_observations, config.normalize_rewards)
         return State(
             key=key,
             params=params,
@@ -197,7 +192,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
             columns=memory_net.advance(params["columns"], *start),
             next_action=jnp.zeros(1, jnp.int32) if config.target == "sarsa" else (),
             observation_statistics=seen,
-            reward_scale=reward_scaling.init_scale(1) if config.normalize_rewards else (),
+            reward_scale=scale,
             epsilon=jnp.copy(hparams.epsilon_start),  # the state is donated, the hyperparameters are not
             num_steps=jnp.int32(0),
         )
@@ -212,7 +207,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
 
         # --- Collect ---------------------------------------------------------------------------------------------
         def policy(noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-            value = values(state.params, see(state.observation_statistics, obs), features[None])
+            value = values(state.params, streams.see(state.observation_statistics, obs), features[None])
             action = epsilon_greedy(noise, value, epsilon)
             if config.target == "sarsa":
                 action = jnp.where(start, action, state.next_action)
@@ -223,20 +218,15 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
 
         # --- Estimate --------------------------------------------------------------------------------------------
         # With the batch axis of one that acting has, so that the network is evaluated there once.
-        obs, seen = see(state.observation_statistics, state.actor.obs), state.observation_statistics
-        successor_seen = seen
-        if config.normalize_observations:
-            first = jax.tree.map(lambda x: x[0], actor.obs)
-            successor_seen, seen = statistics.update_with_transition(seen, step.next_obs, first, step.ended)
-        reward, scale = step.reward, state.reward_scale
-        if config.normalize_rewards:
-            reward, scale = reward_scaling.scale_in_stream(scale, reward, step.ended, hparams.gamma)
+        obs = streams.see(state.observation_statistics, state.actor.obs)
+        next_obs, seen = streams.observe(state.observation_statistics, step.next_obs, actor.obs, step.ended)
+        reward, scale = streams.scale(state.reward_scale, step.reward, step.ended, hparams.gamma)
 
         stage = memory_net.stage_at(time, hparams.columns)
         going_on = (step.next_obs, stage, jnp.bool_(False), hparams.columns)
         remembered = memory_net.advance(state.params["columns"], state.columns, *going_on)
         next_features = memory_net.features(remembered)
-        next_values = values(state.params, see(successor_seen, step.next_obs), next_features)
+        next_values = values(state.params, next_obs, next_features)
         next_action = ()
         if config.target == "sarsa":
             next_action = epsilon_greedy(noise[1:], next_values[None], epsilon)
@@ -296,7 +286,7 @@ def stream_q(env: Env, config: Config = Config()) -> Algorithm:
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
             memory, features = memory_net.recall(state.params["columns"], state.columns, memory, obs)
-            value = values(state.params, see(state.observation_statistics, obs), features)
+            value = values(state.params, streams.see(state.observation_statistics, obs), features)
         if key is None:
             return jnp.argmax(value, -1).astype(jnp.int32), memory
         return epsilon_greedy(jax.random.uniform(key, (2,)), value, state.epsilon), memory

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxrl import acting, rollout, validation
 from jaxrl.networks.initializers import initialize
 from jaxrl.networks.streaming import StreamingConfig, streaming_network
-from jaxrl.ops import reward_scaling, statistics, traces
+from jaxrl.ops import streams, traces
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
 
@@ -139,9 +139,6 @@ def stream_td(env: Env, config: Config = Config(), policy: acting.FixedPolicy | 
     def hyperparams(**changes: Any) -> Hyperparams:
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params())
 
-    def see(seen: PyTree, obs: Observation) -> Observation:
-        return statistics.normalize_in_stream(seen, obs) if config.normalize_observations else obs
-
     def value_at(params: PyTree, obs: Observation) -> Float[Array, ""]:
         return net.apply(params, obs)["value"][0]  # type: ignore[index]
 
@@ -150,9 +147,7 @@ def stream_td(env: Env, config: Config = Config(), policy: acting.FixedPolicy | 
         actor = rollout.start(key_actor, env, hparams.env, 1, (), reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
         params = initialize(net, key_params, one)
-        seen = ()
-        if config.normalize_observations:
-            seen = statistics.update_statistics(statistics.init_statistics(one), one, 0)
+        seen, scale = streams.start(one, config.normalize_observations, config.normalize_rewards)
         return State(
             key=key,
             params=params,
@@ -160,7 +155,7 @@ def stream_td(env: Env, config: Config = Config(), policy: acting.FixedPolicy | 
             opt_state=optimizer.init(params),
             actor=actor,
             observation_statistics=seen,
-            reward_scale=reward_scaling.init_scale(1) if config.normalize_rewards else (),
+            reward_scale=scale,
             num_steps=jnp.int32(0),
         )
 
@@ -176,16 +171,11 @@ def stream_td(env: Env, config: Config = Config(), policy: acting.FixedPolicy | 
         actor, step, metrics = rollout.collect_one(key, env, hparams.env, state.actor, act_once, key_action, reset)
 
         # --- Estimate --------------------------------------------------------------------------------------------
-        obs, seen = see(state.observation_statistics, step.obs), state.observation_statistics
-        successor_seen = seen
-        if config.normalize_observations:
-            first = jax.tree.map(lambda x: x[0], actor.obs)
-            successor_seen, seen = statistics.update_with_transition(seen, step.next_obs, first, step.ended)
-        reward, scale = step.reward, state.reward_scale
-        if config.normalize_rewards:
-            reward, scale = reward_scaling.scale_in_stream(scale, reward, step.ended, hparams.gamma)
+        obs = streams.see(state.observation_statistics, step.obs)
+        next_obs, seen = streams.observe(state.observation_statistics, step.next_obs, actor.obs, step.ended)
+        reward, scale = streams.scale(state.reward_scale, step.reward, step.ended, hparams.gamma)
         value, gradient = jax.value_and_grad(value_at)(state.params, obs)
-        next_value = value_at(state.params, see(successor_seen, step.next_obs))
+        next_value = value_at(state.params, next_obs)
         delta = reward + hparams.gamma * jnp.where(step.terminated, 0.0, next_value) - value
 
         # --- Update ----------------------------------------------------------------------------------------------
