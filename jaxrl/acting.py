@@ -47,16 +47,28 @@ def return_error(
     return jnp.square(value - returns.lambda_returns(reward, next_value, terminated, truncated, gamma, 1.0))
 
 
-def network_for(env: Env, network: ActorCritic | None, config: NetworkConfig) -> ActorCritic:
+def network_for(env: Env, network: ActorCritic | None, config: NetworkConfig, separate: bool = False) -> ActorCritic:
     """The network given, or the one that a config describes for the environment's spaces.
 
+    Args:
+      env: the environment.
+      network: the network, or None.
+      config: of the one to build.
+      separate: whether no parameter may move both policy and value: what is built has two cores if it has a memory.
+
     Raises:
-      ValueError: both are given, or the network is for other actions.
+      ValueError: both are given, the network is for other actions, or it shares what must be separate.
     """
     validation.made_for(network, env)
     if network is not None and config != NetworkConfig():
         raise ValueError(f"Pass a network or set config.network, not both; got {network} and {config}.")
-    return network or actor_critic(env.observation_space, env.action_space, **dataclasses.asdict(config))
+    if network is not None and separate and not network.separate:
+        raise ValueError(
+            "Policy and value must have no parameter in common, since each has a step of its own; got a network with "
+            f"memory = {network.memory!r} and share_core = True. Set share_core=False."
+        )
+    options = dataclasses.asdict(config) | ({"share_core": False} if separate else {})
+    return network or actor_critic(env.observation_space, env.action_space, **options)
 
 
 def with_variables(params: PyTree, objective: Objective) -> PyTree:
@@ -143,8 +155,8 @@ class Separate:
 def separate(policy: Optimizer, value: Optimizer = adam, value_rate: float = 1e-3) -> Separate:
     """One optimizer for the parameters that only an `ActorCritic`'s value reads, another for all others.
 
-    For a rule with a norm or a step size that is the policy's own, which the value's gradient would spoil. So the
-    network must have no memory, in which that gradient would pass through the policy's parameters: `ppo` refuses it.
+    For a rule with a norm or a step size that is the policy's own, which the value's gradient would spoil. So with a
+    memory the network has two cores (`NetworkConfig.share_core`), which `ppo` sees to.
 
     Args:
       policy: of all parameters but the value's; `learning_rate` is its rate.

@@ -55,14 +55,13 @@ def choices(owner: str, config: Any) -> None:
             raise ValueError(f"{owner}: {name} must be one of {', '.join(allowed)}; got {name} = {value!r}.")
 
 
-def layers(owner: str, given: Any, wanted: type, remark: str = "") -> None:
+def layers(owner: str, given: Any, wanted: type) -> None:
     """Checks that the layers that a config describes are described by the class that an algorithm builds from.
 
     Args:
       owner: the algorithm, for the message.
       given: its `config.network`.
       wanted: the frozen dataclass that it reads.
-      remark: put after the message.
 
     Raises:
       ValueError: it is of another class, such as the settings of other networks or a network that is built.
@@ -71,7 +70,6 @@ def layers(owner: str, given: Any, wanted: type, remark: str = "") -> None:
         raise ValueError(
             f"{owner}: network must be a {wanted.__name__}, from which it builds its networks; got "
             f"{type(given).__name__}, network = {given!r}. Pass {wanted.__module__}.{wanted.__name__}(...)."
-            + (f" {remark}" if remark else "")
         )
 
 

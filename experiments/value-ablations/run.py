@@ -1,11 +1,12 @@
 """Three claims on learning values, each an argument of DQN: the batch's size, mapped values, a chain of iterations.
 
     .venv/bin/python experiments/value-ablations/run.py --part batch      --tiny to try it
+    .venv/bin/python experiments/value-ablations/run.py --part batch-layer-norm
     .venv/bin/python experiments/value-ablations/run.py --part mapping
     .venv/bin/python experiments/value-ablations/run.py --part chain
 
 batch     Obando-Ceron et al. 2023 (arXiv:2310.03882): smaller batches from replay are better, with as many updates
-          as before. Here with quantiles and steps of 1 and 3.
+          as before. Here with quantiles and steps of 1 and 3; `batch-layer-norm` has LayerNorm in the network.
 mapping   Fatemi and Tavakoli 2022 (arXiv:2203.07171): values learned through a logarithm, in channels by the sign of
           the reward, against plain ones.
 chain     Vincent et al. 2024 (arXiv:2403.02107, i-QN): several Bellman iterations learned at once, with the same
@@ -14,6 +15,7 @@ chain     Vincent et al. 2024 (arXiv:2403.02107, i-QN): several Bellman iteratio
 All arms of a part have the same settings but for the one. Seeds are members of one program.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,22 @@ from jaxrl.networks.q_network import QNetworkConfig
 HERE = Path(__file__).parent
 TASKS = {"gymnax/CartPole-v1": 150_000, "gymnax/Acrobot-v1": 150_000, "gymnax/Breakout-MinAtar": 100_000}
 PERIOD = 200
+NETWORK = QNetworkConfig(hidden=(64, 64))
 # name: (fields of the config, head, hyperparameters)
 Arm = tuple[dict[str, Any], values.ValueHead, dict[str, float]]
-PARTS: dict[str, dict[str, Arm]] = {
-    "batch": {
-        f"batch {size}, n = {n}": ({"batch_size": size, "n_step": n}, values.quantile(32), {})
+
+
+def _batches(network: QNetworkConfig) -> dict[str, Arm]:
+    return {
+        f"batch {size}, n = {n}": ({"batch_size": size, "n_step": n, "network": network}, values.quantile(32), {})
         for n in (1, 3)
         for size in (8, 32, 128)
-    },
+    }
+
+
+PARTS: dict[str, dict[str, Arm]] = {
+    "batch": _batches(NETWORK),
+    "batch-layer-norm": _batches(dataclasses.replace(NETWORK, layer_norm=True)),
     "mapping": {
         "plain": ({}, values.scalar(), {}),
         "logarithm": ({}, values.mapped("log"), {}),
@@ -58,8 +68,7 @@ def curves(arm: Arm, task: str, total: int, num_seeds: int) -> np.ndarray:
         num_envs=8,
         num_updates=2,
         num_rounds=25,
-        network=QNetworkConfig(hidden=(64, 64)),
-        **{"batch_size": 32, "num_warmup_steps": 128, **changes},
+        **{"network": NETWORK, "batch_size": 32, "num_warmup_steps": 128, **changes},
     )
     agent = dqn.dqn(jaxrl.make_env(task), head=head, backup=values.double(), config=config)
     hparams = agent.hyperparams(learning_rate=5e-4, horizon=float(total), max_grad_norm=10.0, **rates)

@@ -31,10 +31,9 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxrl import rollout, validation
-from jaxrl.networks.actor_critic import check_mask, to_env_action
-from jaxrl.networks.initializers import initialize
-from jaxrl.networks.streaming import StreamingConfig, policy_distribution, policy_outputs, streaming_network
+from jaxrl import acting, rollout, validation
+from jaxrl.networks import NetworkConfig, actor_critic
+from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params
 from jaxrl.ops import quadrature, statistics
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.linear import conjugate_gradient
@@ -56,7 +55,7 @@ class Config:
       num_cg_steps: conjugate-gradient iterations for each episode, if of the policy.
       standardize: whether returns are standardized; otherwise they are taken as they are.
       matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
-      network: layers of the policy.
+      network: layers, memory and head of the policy.
     """
 
     num_envs: int = 32
@@ -67,9 +66,7 @@ class Config:
     num_cg_steps: int = 10
     standardize: bool = True
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    network: StreamingConfig = dataclasses.field(
-        default_factory=lambda: StreamingConfig(hidden=(16,), initializer="orthogonal", layer_norm=False)
-    )
+    network: NetworkConfig = dataclasses.field(default_factory=lambda: NetworkConfig(hidden=(16,)))
 
 
 @struct.dataclass
@@ -123,8 +120,8 @@ def bpg(env: Env, config: Config = Config()) -> Algorithm:
       `return/mean` of the M episodes (discounted, cut at T) and `policy/entropy`.
 
     Raises:
-      ValueError: there is no policy over the actions or their mask is of others, a count is not positive, a choice is
-        unknown, or `config.network` is of another class.
+      ValueError: there is no such policy over the actions or their mask is of others, a count is not positive, a
+        choice is unknown, or `config.network` is of another class.
 
     Example:
       >>> import jaxrl
@@ -133,26 +130,27 @@ def bpg(env: Env, config: Config = Config()) -> Algorithm:
       >>> bool(metrics["return/mean"][-1] > 0.5)  # at most 1
       True
     """
-    space = env.action_space
     validation.counts("bpg", config, ("num_envs", "num_steps", "num_cg_steps"))
     validation.choices("bpg", config)
-    validation.layers("bpg", config.network, StreamingConfig)
-    check_mask(env.observation_space, space)
-    net = streaming_network(env.observation_space, policy_outputs(space), config.network)
+    validation.layers("bpg", config.network, NetworkConfig)
+    options = dataclasses.asdict(config.network)
+    net = actor_critic(env.observation_space, env.action_space, critic=False, **options)
     precision = config.matmul_precision
 
     def hyperparams(**changes: Any) -> Hyperparams:
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params())
 
-    def policy_at(params: PyTree, obs: Observation) -> Any:
-        mask = obs.get("action_mask") if isinstance(obs, dict) else None
-        return policy_distribution(space, net.apply(params, obs), mask)  # type: ignore[arg-type]
+    def policy_at(params: PyTree, obs: Observation, start: Array) -> Any:
+        """The policy at each step of episodes that began in the rollout, [T, M]."""
+        memory = net.initial_memory(start.shape[1:])
+        return net.apply(params, obs, memory, start)[0].policy  # type: ignore[index]
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_params, key_actor = jax.random.split(key, 3)
-        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), _RESET)
+        memory = net.initial_memory((config.num_envs,))
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, memory, _RESET)
         with jax.default_matmul_precision(precision):
-            params = initialize(net, key_params, jax.tree.map(lambda x: x[0], actor.obs))
+            params = init_params(net, key_params, jax.tree.map(lambda x: x[0], actor.obs))
         return State(key=key, params=params, actor=actor, num_steps=jnp.int32(0))
 
     def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
@@ -160,17 +158,15 @@ def bpg(env: Env, config: Config = Config()) -> Algorithm:
             return _step(state, hparams)
 
     def _step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
-        key, key_start, key_noise, key_collect = jax.random.split(state.key, 4)
+        key, key_start, key_collect = jax.random.split(state.key, 3)
 
         # --- Collect ---------------------------------------------------------------------------------------------
-        def look(noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-            action = policy_at(state.params, obs).sample_from(noise)
-            return action, to_env_action(space, action), memory, ()
+        def look(obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
+            return apply_step(net, state.params, obs, memory, start)
 
-        actor = rollout.start(key_start, env, hparams.env, config.num_envs, (), _RESET)
-        shapes = jax.eval_shape(policy_at, state.params, actor.obs)
-        noise = jax.vmap(shapes.noise)(jax.random.split(key_noise, config.num_steps))
-        actor, batch, metrics = rollout.collect(key_collect, env, hparams.env, actor, look, noise, _RESET)
+        memory = net.initial_memory((config.num_envs,))
+        actor = rollout.start(key_start, env, hparams.env, config.num_envs, memory, _RESET)
+        actor, batch, metrics = acting.collect(key_collect, env, hparams.env, actor, look, config.num_steps, _RESET)
         ended = batch.ended.astype(jnp.int32)
         running = (jnp.cumsum(ended, axis=0) - ended == 0).astype(jnp.float32)
 
@@ -178,10 +174,12 @@ def bpg(env: Env, config: Config = Config()) -> Algorithm:
         discount = hparams.gamma ** jnp.arange(config.num_steps, dtype=jnp.float32)[:, None]
         returns = jnp.sum(running * discount * batch.reward, axis=0)
 
-        def log_prob(params: PyTree, obs: Observation, action: Any, running: Array) -> Array:
-            return jnp.sum(running * policy_at(params, obs).log_prob(action))
+        def log_prob(params: PyTree, episode: PyTree) -> Array:
+            obs, action, start, running = jax.tree.map(lambda x: x[:, None], episode)
+            return jnp.sum(running * policy_at(params, obs, start).log_prob(action))
 
-        scores = jax.vmap(jax.grad(log_prob), (None, 1, 1, 1))(state.params, batch.obs, batch.action, running)
+        episodes = (batch.obs, batch.action, batch.start, running)
+        scores = jax.vmap(jax.grad(log_prob), (None, 1))(state.params, episodes)
         gram = _products(scores, scores)
         scale = jnp.trace(gram) / config.num_envs
         if config.fisher == "scores":
@@ -191,8 +189,8 @@ def bpg(env: Env, config: Config = Config()) -> Algorithm:
             ridge = hparams.damping * scale
 
             def divergence(params: PyTree) -> Array:
-                old = jax.lax.stop_gradient(policy_at(state.params, batch.obs))
-                return jnp.sum(running * old.kl(policy_at(params, batch.obs))) / config.num_envs
+                old = jax.lax.stop_gradient(policy_at(state.params, batch.obs, batch.start))
+                return jnp.sum(running * old.kl(policy_at(params, batch.obs, batch.start))) / config.num_envs
 
             def fisher(vector: PyTree) -> PyTree:
                 curved = jax.jvp(jax.grad(divergence), (state.params,), (vector,))[1]
@@ -212,6 +210,7 @@ def bpg(env: Env, config: Config = Config()) -> Algorithm:
         )
 
         # --- Update ----------------------------------------------------------------------------------------------
+        entropy = policy_at(state.params, batch.obs, batch.start).entropy()
         along = solved if config.natural else scores
         direction = jax.tree.map(lambda u: jnp.tensordot(belief.coefficients, u, axes=1), along)
         metrics |= {
@@ -219,18 +218,20 @@ def bpg(env: Env, config: Config = Config()) -> Algorithm:
             "posterior/share": belief.trace / belief.prior_trace,
             "gradient/norm": optax.tree.norm(direction),
             "return/mean": jnp.mean(returns),
-            "policy/entropy": jnp.sum(running * policy_at(state.params, batch.obs).entropy()) / jnp.sum(running),
+            "policy/entropy": jnp.sum(running * entropy) / jnp.sum(running),
         }
         params = jax.tree.map(lambda x, d: x + hparams.learning_rate * d, state.params, direction)
         return State(key, params, actor, state.num_steps + 1), metrics
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
-            policy = policy_at(state.params, obs)
-        return to_env_action(space, policy.mode() if key is None else policy.sample(key)), memory
+            output, memory = apply_one(net, state.params, obs, memory)
+        return acting.choose(env, output, key), memory
 
     env_steps = config.num_envs * config.num_steps
-    return Algorithm(init, step, act, hyperparams, env_steps=env_steps, name="bpg", env=env, config=config)
+    return Algorithm(
+        init, step, act, hyperparams, net.initial_memory, env_steps=env_steps, name="bpg", env=env, config=config
+    )
 
 
 def _products(rows: PyTree, others: PyTree) -> Float[Array, "M M"]:

@@ -43,7 +43,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxrl import acting, rollout, validation
 from jaxrl.networks import ActorCritic, NetworkConfig
-from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params
+from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value
 from jaxrl.ops import losses, returns, statistics
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
@@ -132,7 +132,7 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
 
     Args:
       env: the environment to learn in.
-      network: policy and value, without memory; None builds `config.network` for the environment's spaces.
+      network: policy and value, which share no parameter; None builds `config.network` for the environment's spaces.
       config: shapes and structure.
 
     Returns:
@@ -141,7 +141,7 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
       first batch, and of episodes that ended within T steps: evaluate for a mean that favors no short ones.
 
     Raises:
-      ValueError: a count is not positive, an unknown choice, or a network with memory.
+      ValueError: a count is not positive, an unknown choice, or a network with a core for both.
 
     Example:
       >>> import jaxrl
@@ -151,16 +151,11 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
       [0.2, 0.1333]
     """
     validation.layers("harpg", config.network, NetworkConfig)
-    net = acting.network_for(env, network, config.network)
+    net = acting.network_for(env, network, config.network, separate=True)
     validation.counts("harpg", config, ("num_envs", "num_steps", "num_value_updates"))
     validation.choices("harpg", config)
     if config.num_hessian_envs:
         validation.count("harpg", "num_hessian_envs", config.num_hessian_envs)
-    if net.recurrent:
-        raise ValueError(
-            f"harpg: the network must have no memory, since policy and value share one; got memory = {net.memory!r}. "
-            "Set memory to 'none'."
-        )
     batch_size = (config.num_envs + config.num_hessian_envs) * config.num_steps
     precision = config.matmul_precision
     leaves = _LEAVES | (_NORMALIZED if config.normalize else _PLAIN)
@@ -173,7 +168,8 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_params, key_actor = jax.random.split(key, 3)
-        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), _RESET)
+        memory = net.initial_memory((config.num_envs,))
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, memory, _RESET)
         with jax.default_matmul_precision(precision):
             params = init_params(net, key_params, jax.tree.map(lambda x: x[0], actor.obs))
         return State(
@@ -194,13 +190,18 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
         def look(obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
             return apply_step(net, params, obs, memory, start)
 
-        actor = rollout.start(key_start, env, hparams.env, num_envs, (), _RESET)
+        actor = rollout.start(key_start, env, hparams.env, num_envs, net.initial_memory((num_envs,)), _RESET)
         return acting.collect(key_collect, env, hparams.env, actor, look, config.num_steps, _RESET)
+
+    def evaluate(params: PyTree, batch: rollout.Transition) -> Output:
+        """Policy and value at every step, [T, B]; all of a batch's episodes began in it."""
+        memory = net.initial_memory((batch.start.shape[1],))
+        return net.apply(params, batch.obs, memory, batch.start)[0]  # type: ignore[return-value]
 
     def credit(hparams: Hyperparams, params: PyTree, batch: rollout.Transition) -> tuple[Array, Array, Array]:
         """c and the return to go that the value learns, [T, B], and the values."""
-        value = net.apply(params, batch.obs)[0].value
-        baseline, next_value = value, net.apply(params, batch.next_obs)[0].value
+        value = evaluate(params, batch).value
+        baseline, next_value = value, successor_value(net, params, batch.next_obs, batch.memory)
         if config.baseline == "none":
             baseline = next_value = jnp.zeros_like(value)
         to_go = returns.lambda_returns(
@@ -210,7 +211,7 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
         return weight * (to_go - baseline), to_go, value
 
     def log_prob_of(batch: rollout.Transition) -> Callable[[PyTree], Array]:
-        return lambda params: net.apply(params, batch.obs)[0].policy.log_prob(batch.action)
+        return lambda params: evaluate(params, batch).policy.log_prob(batch.action)
 
     def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
         with jax.default_matmul_precision(precision):
@@ -248,7 +249,7 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
         length = rate / jnp.maximum(norm, 1e-12) if config.normalize else rate
         learned = jax.tree.map(lambda x, d: x + length * d, params, direction)
         metrics |= {
-            "policy/entropy": jnp.mean(net.apply(params, batch.obs)[0].policy.entropy()),
+            "policy/entropy": jnp.mean(evaluate(params, batch).policy.entropy()),
             "gradient/norm": optax.tree.norm(here),
             "direction/norm": norm,
             "direction/step": rate,
@@ -257,7 +258,7 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
 
         def update(carry: Any, _: None) -> tuple[Any, Array]:
             learned, opt_state = carry
-            loss = lambda params: losses.value_loss(net.apply(params, batch.obs)[0].value, to_go)
+            loss = lambda params: losses.value_loss(evaluate(params, batch).value, to_go)
             value_loss, slope = jax.value_and_grad(loss)(learned)
             updates, opt_state = transform.update(slope, opt_state, learned)
             return (optax.apply_updates(learned, updates), opt_state), value_loss
@@ -276,7 +277,9 @@ def harpg(env: Env, network: ActorCritic | None = None, config: Config = Config(
             output, memory = apply_one(net, state.params, obs, memory)
         return acting.choose(env, output, key), memory
 
-    return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="harpg", env=env, config=config)
+    return Algorithm(
+        init, step, act, hyperparams, net.initial_memory, env_steps=batch_size, name="harpg", env=env, config=config
+    )
 
 
 def gradient(log_prob: Callable[[PyTree], Array], params: PyTree, weight: Array, num_episodes: Array) -> PyTree:

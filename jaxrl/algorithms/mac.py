@@ -25,6 +25,9 @@ Continuing tasks: where an episode terminates, s' is the first state of the next
 Where a time limit cuts one, s' is the true successor, and the jump is not learned from. Under this aim a task that pays
 1 a step for staying alive pays 1 a step whatever one does; `reset_cost` is taken off where an episode terminates.
 
+With a memory the gradient of a transition is taken through its own step of the two cores, and what they remembered
+before it is given: nothing is propagated back in time, as the update may come at any transition.
+
 Sources: the estimator, signs and AdaGrad rule are those of the authors' repository (Bridge00/
 mixing_rate_reinforcement_learning, class MAC) but for its error's sign (it minimizes costs) and its mean over samples,
 which there runs over the entries of a gradient too. The paper's text beyond the abstract was not at hand: whether it
@@ -42,7 +45,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import acting, rollout, validation
 from jaxrl.networks import ActorCritic, NetworkConfig
-from jaxrl.networks.actor_critic import apply_one, init_params, only_value_reads, to_env_action
+from jaxrl.networks.actor_critic import apply_one, apply_step, init_params, only_value_reads, to_env_action
 from jaxrl.ops import multilevel, trees
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
@@ -61,7 +64,7 @@ class Config:
       reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
       reset_size: resets a step if pooled, states kept if cached.
       matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
-      network: the default network's layers; `hidden=()` is linear. It must not be recurrent.
+      network: the default network's layers; `hidden=()` is linear.
     """
 
     num_envs: int = 1
@@ -148,7 +151,7 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
       updates per transition of one environment.
 
     Raises:
-      ValueError: a count or level is out of its range, a choice is unknown, or the network is recurrent.
+      ValueError: a count or level is out of its range, a choice is unknown, or the network has a core for both.
 
     Example:
       >>> import jaxrl
@@ -158,7 +161,7 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
       (64, (2,))
     """
     validation.layers("mac", config.network, NetworkConfig)
-    net = acting.network_for(env, network, config.network)
+    net = acting.network_for(env, network, config.network, separate=True)
     reset = rollout.Reset(config.reset, config.reset_size)
     validation.counts("mac", config, ("num_envs", "num_steps"))
     validation.choices("mac", config)
@@ -167,12 +170,6 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
         raise ValueError(
             f"mac: max_level must be a whole number from 0 to {multilevel.MAX_LEVEL}; got max_level = "
             f"{config.max_level!r}. The longest trajectory has 2^max_level transitions."
-        )
-    if net.recurrent:
-        raise ValueError(
-            "mac: the network must not be recurrent, since policy and value have step sizes of their own and with a "
-            "memory share parameters, and since the gradient of each transition is taken by itself, not through those "
-            f"before it; got memory = {net.memory!r}. Use memory='none'."
         )
     geometric = config.lengths == "geometric"
 
@@ -184,7 +181,8 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_params, key_level, key_actor = jax.random.split(key, 4)
-        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
+        memory = net.initial_memory((config.num_envs,))
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, memory, reset)
         with jax.default_matmul_precision(config.matmul_precision):
             params = init_params(net, key_params, jax.tree.map(lambda x: x[0], actor.obs))
         return State(
@@ -205,7 +203,8 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
 
         # --- Collect ---------------------------------------------------------------------------------------------
         def policy(noise: Any, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-            action = net.apply(state.params, obs)[0].policy.sample_from(noise)
+            output, memory = apply_step(net, state.params, obs, memory, start)
+            action = output.policy.sample_from(noise)
             return action, to_env_action(env.action_space, action), memory, ()
 
         draws = jax.tree.map(lambda x: x[None], noise)
@@ -215,12 +214,12 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
         # --- Estimate --------------------------------------------------------------------------------------------
         reward = step.reward - jnp.where(step.terminated, hparams.reset_cost, 0.0)
         successor = trees.where(step.terminated, actor.obs, step.next_obs)
-        next_value = net.apply(state.params, successor)[0].value
+        next_value = apply_step(net, state.params, successor, step.memory, step.terminated)[0].value
         surplus = reward - state.average_reward
 
         def gain(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
             # Its gradient is δ ∇(log π + V): no parameter is in both, so that each gets its own.
-            output = net.apply(params, step.obs)[0]
+            output, _ = apply_step(net, params, step.obs, state.actor.memory, step.start)
             delta = jax.lax.stop_gradient(surplus + next_value - output.value)
             both = output.policy.log_prob(step.action) + output.value
             return jnp.mean(delta * both), (delta, output.policy.entropy())
@@ -260,7 +259,8 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
     def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
         key, key_steps, key_noise, key_levels = jax.random.split(state.key, 4)
         # All noise in one draw: inside the loop over time it would cost more than the network.
-        shapes = jax.eval_shape(lambda: net.apply(state.params, state.actor.obs)[0].policy)
+        look = lambda actor: apply_step(net, state.params, actor.obs, actor.memory, actor.start)[0].policy
+        shapes = jax.eval_shape(look, state.actor)
         noise = jax.vmap(shapes.noise)(jax.random.split(key_noise, config.num_steps))
         levels = jax.vmap(draw_level)(jax.random.split(key_levels, config.num_steps))
         rows = (jax.random.split(key_steps, config.num_steps), noise, levels)
@@ -274,7 +274,9 @@ def mac(env: Env, network: ActorCritic | None = None, config: Config = Config())
         return acting.choose(env, output, key), memory
 
     env_steps = config.num_envs * config.num_steps
-    return Algorithm(init, step, act, hyperparams, env_steps=env_steps, name="mac", env=env, config=config)
+    return Algorithm(
+        init, step, act, hyperparams, net.initial_memory, env_steps=env_steps, name="mac", env=env, config=config
+    )
 
 
 def _squared_norms(gradient: PyTree) -> tuple[Array, Array]:

@@ -202,7 +202,7 @@ def ppo(
       (2,)
     """
     validation.layers("ppo", config.network, NetworkConfig)
-    net = acting.network_for(env, network, config.network)
+    net = acting.network_for(env, network, config.network, separate=isinstance(optimizer, acting.Separate))
     reset = rollout.Reset(config.reset, config.reset_size)
     validation.counts("ppo", config, ("num_envs", "num_steps", "num_epochs", "num_minibatches"))
     validation.choices("ppo", config)
@@ -220,11 +220,6 @@ def ppo(
             f"ppo: with an actor_lag the estimator {estimator.name!r} puts the weight π/μ into the advantage, and the "
             f"objective must not put it in again; got the objective {objective.name!r} with actor_lag = "
             f"{config.actor_lag}. Use policy_gradient, awr or vmpo with vtrace, or gae with this objective."
-        )
-    if isinstance(optimizer, acting.Separate) and net.recurrent:
-        raise ValueError(
-            "ppo: with an optimizer that keeps the policy's step apart from the value's (n_pg_igt's) the network must "
-            f"have no memory, since policy and value share one; got memory = {net.memory!r}. Set memory to 'none'."
         )
     noise_parts = diagnostics.num_parts(config, net.recurrent)
     diagnostics.validate("ppo", config.diagnostics, net, noise_parts, config.actor_lag)

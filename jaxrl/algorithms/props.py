@@ -13,6 +13,9 @@ One step of the algorithm, with its shapes:
                    advantages and value targets                                                  [b, T, B]
     update         θ by PPO: num_epochs times shuffle into M minibatches                         [M, N/M], N = b T B
 
+With a memory, minibatches are of whole rows of T steps, and each rollout keeps the memory that it began with: that of
+the policy which acted, as in recurrent replay (R2D2's stored state).
+
 The data is not weighted by π_θ / π_φ: that it needs no weights is the point. At φ = θ the gradient of the behavior's
 loss is E_D[∇ log π_θ] less its mean under π_θ, which is zero, so a step against it takes probability from the actions
 that D has too many of. The maximum ends the gain of a sample at r = 1 - ε, and training ends where the mean
@@ -37,7 +40,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxrl import acting, rollout, validation
 from jaxrl.estimators import gae
 from jaxrl.networks import ActorCritic, NetworkConfig
-from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, successor_value
+from jaxrl.networks.actor_critic import Output, apply_one, apply_step, init_params, memories_of, successor_value
 from jaxrl.objectives import clip
 from jaxrl.ops import losses, minibatches, reward_scaling, schedules, statistics, trees
 from jaxrl.ops.leaves import Leaf, build
@@ -146,7 +149,8 @@ class Hyperparams:
 class Stored:
     """What the buffer keeps of transitions; leaves [b, T, B, ...]. Rewards are as scaled when they came.
 
-    Attributes: as of `jaxrl.rollout.Transition`.
+    Attributes: as of `jaxrl.rollout.Transition`, but for
+      memory: the network's before each rollout, leaves [b, B, ...].
     """
 
     obs: Observation
@@ -155,6 +159,8 @@ class Stored:
     terminated: Array
     truncated: Array
     next_obs: Observation
+    start: Array
+    memory: Memory
 
 
 @struct.dataclass
@@ -189,13 +195,14 @@ class State:
 
 @struct.dataclass
 class _Choice:
-    """An action as the behavior policy sees it, with the target policy there; leaves [b, T, B, ...], then [n, ...].
+    """An action as the behavior policy sees it, with the target policy there; leaves [T, b B, ...], then [n, ...].
 
     `kept` is 1 where the sample counts and 0 elsewhere.
     """
 
     obs: Observation
     action: Action
+    start: Array
     log_prob: Array
     policy: Any
     kept: Array
@@ -216,7 +223,7 @@ def props(
 
     Args:
       env: the environment to learn in.
-      network: policy and value, without memory; None builds `config.network` for the environment's spaces.
+      network: policy and value; None builds `config.network` for the environment's spaces.
       objective: the target policy's loss; its parameters are `hparams.objective`.
       estimator: makes advantages and value targets of a rollout; it is told that the target policy acted.
       config: shapes and structure.
@@ -230,7 +237,7 @@ def props(
 
     Raises:
       ValueError: counts that are not positive, a buffer that does not split evenly, an unknown choice, heads that the
-        objective needs and the network lacks, or a network with memory.
+        objective needs and the network lacks.
 
     Example:
       >>> import jaxrl
@@ -265,7 +272,8 @@ def props(
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_params, key_actor = jax.random.split(key, 3)
-        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, net.initial_memory(), reset)
+        memory = net.initial_memory((config.num_envs,))
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, memory, reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
         with jax.default_matmul_precision(precision):
             params = acting.with_variables(init_params(net, key_params, one), objective)
@@ -285,7 +293,8 @@ def props(
         _, batch, _ = jax.eval_shape(lambda state: collect(state.key, state, actor, params, hparams), state)
         shape = (num_rollouts, config.num_steps)
         buffer = jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape[1:]), x.dtype), _stored(batch, batch.reward))
-        return dataclasses.replace(state, buffer=buffer)
+        memory = net.initial_memory((num_rollouts, config.num_envs))
+        return dataclasses.replace(state, buffer=dataclasses.replace(buffer, memory=memory))
 
     def step(state: State, hparams: Hyperparams) -> tuple[State, Metrics]:
         with jax.default_matmul_precision(precision):
@@ -299,19 +308,21 @@ def props(
         transform = adam(hparams, hparams.learning_rate * schedules.SCHEDULES[config.schedule](progress))
         slot = state.num_steps % num_rollouts
 
-        def choices(buffer: Stored, num_parts: Array | int) -> _Choice:
+        def choices(buffer: Stored, num_parts: Array | int) -> tuple[_Choice, Memory]:
             kept = _kept(state.num_steps, num_parts * part, num_rollouts, config.num_steps)
             kept = jnp.broadcast_to(kept[..., None], buffer.reward.shape).astype(jnp.float32)
-            obs = see(state, buffer.obs)
-            policy = net.apply(state.params, obs)[0].policy  # type: ignore[index]
-            return _Choice(obs, buffer.action, policy.log_prob(buffer.action), policy, kept)
+            data, kept = _side_by_side(buffer), jnp.swapaxes(kept, 0, 1).reshape(config.num_steps, -1)
+            obs = see(state, data.obs)
+            policy = net.apply(state.params, obs, data.memory, data.start)[0].policy  # type: ignore[index]
+            choice = _Choice(obs, data.action, data.start, policy.log_prob(data.action), policy, kept)
+            return choice, data.memory
 
         # --- Collect ---------------------------------------------------------------------------------------------
         def collect_part(carry: Any, row: tuple[Array, Key, Array]) -> tuple[Any, tuple[Metrics, Metrics]]:
             _, opt_state, buffer, actor, reward_scale = carry
             index, key_collect, keys_epoch = row
             params, opt_state, info = _adapt(
-                net, state.params, opt_state, choices(buffer, index), keys_epoch, hparams, config
+                net, state.params, opt_state, *choices(buffer, index), keys_epoch, hparams, config
             )
             actor, batch, metrics = collect(key_collect, state, actor, params, hparams)
             reward = batch.reward
@@ -321,37 +332,39 @@ def props(
             def write(old: Array, new: Array) -> Array:
                 return jax.lax.dynamic_update_slice(old, new[None], (slot, index * part) + (0,) * (old.ndim - 2))
 
-            buffer = jax.tree.map(write, buffer, _stored(batch, reward))
+            rows = jax.tree.map(write, dataclasses.replace(buffer, memory=()), _stored(batch, reward))
+            buffer = dataclasses.replace(rows, memory=buffer.memory)
             return (params, opt_state, buffer, actor, reward_scale), (metrics, info)
 
-        carry = (state.behavior_params, state.behavior_opt_state, state.buffer, state.actor, state.reward_scale)
+        begun = jax.tree.map(lambda old, new: old.at[slot].set(new), state.buffer.memory, state.actor.memory)
+        buffer = dataclasses.replace(state.buffer, memory=begun)
+        carry = (state.behavior_params, state.behavior_opt_state, buffer, state.actor, state.reward_scale)
         rows = (jnp.arange(config.num_behavior_updates), keys_collect, keys_behavior)
         carry, (metrics, info) = jax.lax.scan(collect_part, carry, rows)
         behavior_params, behavior_opt_state, buffer, actor, reward_scale = carry
         metrics = jax.tree.map(jnp.sum, metrics) | jax.tree.map(jnp.mean, info)
         if config.num_error_epochs:
             data = choices(buffer, config.num_behavior_updates)
-            metrics["sampling/error"] = _fitted_error(net, state.params, data, hparams, config.num_error_epochs)
+            metrics["sampling/error"] = _fitted_error(net, state.params, *data, hparams, config.num_error_epochs)
 
         # --- Estimate --------------------------------------------------------------------------------------------
         filled = jnp.minimum(state.num_steps + 1, num_rollouts)
-        data = jax.tree.map(lambda x: x[jnp.arange(num_rollouts) % filled], buffer)
-        samples, value = _estimate(
-            net, state.params, see(state, data.obs), see(state, data.next_obs), data, estimator, hparams
-        )
+        data = _side_by_side(jax.tree.map(lambda x: x[jnp.arange(num_rollouts) % filled], buffer))
+        data = dataclasses.replace(data, obs=see(state, data.obs), next_obs=see(state, data.next_obs))
+        samples, value = _estimate(net, state.params, data, estimator, hparams, num_rollouts)
         metrics["value/explained_variance"] = statistics.explained_variance(value, samples.target)
 
         # --- Update ----------------------------------------------------------------------------------------------
-        def loss(params: PyTree, sample: Sample) -> tuple[Array, Metrics]:
-            output, _ = net.apply(params, sample.obs)  # type: ignore[misc]
+        def loss(params: PyTree, sample: Sample, memory: Memory) -> tuple[Array, Metrics]:
+            output, _ = net.apply(params, sample.obs, memory, sample.start)  # type: ignore[misc]
             variables = acting.variables_of(params)
             return surrogate_loss(
                 output, variables, sample, objective, hparams, progress, standardize=True, clip_value=False
             )
 
-        def update(carry: Any, sample: Sample) -> tuple[Any, Metrics]:
+        def update(carry: Any, minibatch: tuple[Sample, Memory]) -> tuple[Any, Metrics]:
             params, opt_state, stopped = carry
-            gradient, info = jax.grad(loss, has_aux=True)(params, sample)
+            gradient, info = jax.grad(loss, has_aux=True)(params, *minibatch)
             updates, new_opt_state = transform.update(gradient, opt_state, params)
             # A mask, not a condition: under vmap a condition would run both branches anyway.
             stopped = stopped | (info["policy/kl"] > hparams.target_kl)
@@ -364,7 +377,7 @@ def props(
             return (params, opt_state, stopped), info
 
         def epoch(carry: Any, key: Key) -> tuple[Any, Metrics]:
-            parts, _ = minibatches.shuffled(key, trees.flatten_time(samples), (), config.num_minibatches, False)
+            parts = minibatches.shuffled(key, samples, data.memory, config.num_minibatches, net.recurrent)
             return jax.lax.scan(update, carry, parts)
 
         carry = (state.params, state.opt_state, jnp.bool_(False))
@@ -410,27 +423,32 @@ def _validate(net: ActorCritic, objective: Objective, estimator: Estimator, conf
             "props: num_error_epochs must not be negative (0 leaves the metric out); got num_error_epochs = "
             f"{config.num_error_epochs}."
         )
-    if net.recurrent:
-        raise ValueError(
-            "props: rollouts of earlier policies stay in the buffer, and a memory would have to be worked out anew "
-            f"from the start of each episode; got a network with memory = {net.memory!r}. Use memory = 'none'."
-        )
     if config.num_steps % config.num_behavior_updates:
         raise ValueError(
             "props: num_steps must be divisible by num_behavior_updates; got num_steps = "
             f"{config.num_steps}, num_behavior_updates = {config.num_behavior_updates}."
         )
     for name in ("num_minibatches", "num_behavior_minibatches"):
-        size = config.num_rollouts * config.num_envs * config.num_steps
+        rows = config.num_rollouts * config.num_envs
+        size = rows if net.recurrent else rows * config.num_steps
         if size % getattr(config, name):
+            what = "num_rollouts * num_envs" + ("" if net.recurrent else " * num_steps")
             raise ValueError(
-                f"props: the buffer's num_rollouts * num_envs * num_steps = {size} transitions must be divisible by "
-                f"{name}; got {name} = {getattr(config, name)}."
+                f"props: the buffer's {what} = {size} {'rows' if net.recurrent else 'transitions'} must be divisible "
+                f"by {name}; got {name} = {getattr(config, name)}."
             )
 
 
 def _stored(batch: rollout.Transition, reward: Array) -> Stored:
-    return Stored(batch.obs, batch.action, reward, batch.terminated, batch.truncated, batch.next_obs)
+    ends = batch.terminated, batch.truncated
+    return Stored(batch.obs, batch.action, reward, *ends, batch.next_obs, batch.start, memory=())
+
+
+def _side_by_side(buffer: Stored) -> Stored:
+    """Rollouts as columns of one: leaves [T, b B, ...], of the memory [b B, ...]."""
+    column = lambda x: jnp.swapaxes(x, 0, 1).reshape((x.shape[1], -1, *x.shape[3:]))
+    rows = jax.tree.map(column, dataclasses.replace(buffer, memory=()))
+    return dataclasses.replace(rows, memory=trees.flatten_time(buffer.memory))
 
 
 def _kept(
@@ -454,6 +472,7 @@ def _adapt(
     target: PyTree,
     opt_state: optax.OptState,
     choices: _Choice,
+    memory: Memory,
     keys: Key,
     hparams: Hyperparams,
     config: Config,
@@ -461,8 +480,8 @@ def _adapt(
     """Algorithm 2: trains a behavior policy from the target policy on; one key for each epoch."""
     transform = adam(hparams, hparams.behavior_learning_rate)
 
-    def loss(params: PyTree, sample: _Choice) -> tuple[Array, Metrics]:
-        policy = net.apply(params, sample.obs)[0].policy  # type: ignore[index]
+    def loss(params: PyTree, sample: _Choice, memory: Memory) -> tuple[Array, Metrics]:
+        policy = net.apply(params, sample.obs, memory, sample.start)[0].policy  # type: ignore[index]
         total, kl, share = losses.behavior_loss(
             policy.log_prob(sample.action),
             sample.log_prob,
@@ -473,9 +492,9 @@ def _adapt(
         )
         return total, {"behavior/kl": kl, "behavior/clip_fraction": share}
 
-    def update(carry: Any, sample: _Choice) -> tuple[Any, Metrics]:
-        params, opt_state, stopped = carry
-        gradient, info = jax.grad(loss, has_aux=True)(params, sample)
+    def update(carry: Any, minibatch: tuple[_Choice, Memory]) -> tuple[Any, Metrics]:
+        (params, opt_state, stopped), (sample, _) = carry, minibatch
+        gradient, info = jax.grad(loss, has_aux=True)(params, *minibatch)
         updates, new_opt_state = transform.update(gradient, opt_state, params)
         stopped = stopped | (info["behavior/kl"] > hparams.behavior_target_kl)
         # Without data the optimizer's momentum alone would move φ.
@@ -486,7 +505,7 @@ def _adapt(
         return (params, opt_state, stopped), info
 
     def epoch(carry: Any, key: Key) -> tuple[Any, Metrics]:
-        parts, _ = minibatches.shuffled(key, trees.flatten_time(choices), (), config.num_behavior_minibatches, False)
+        parts = minibatches.shuffled(key, choices, memory, config.num_behavior_minibatches, net.recurrent)
         return jax.lax.scan(update, carry, parts)
 
     (params, opt_state, _), info = jax.lax.scan(epoch, (target, opt_state, jnp.bool_(False)), keys)
@@ -494,13 +513,13 @@ def _adapt(
 
 
 def _fitted_error(
-    net: ActorCritic, target: PyTree, choices: _Choice, hparams: Hyperparams, num_steps: int
+    net: ActorCritic, target: PyTree, choices: _Choice, memory: Memory, hparams: Hyperparams, num_steps: int
 ) -> Float[Array, ""]:
     """The mean of log π_D - log π_θ over the data, π_D fitted from θ on by `num_steps` steps on all of it."""
     transform = adam(hparams, hparams.error_learning_rate)
 
     def excess(params: PyTree) -> Array:
-        policy = net.apply(params, choices.obs)[0].policy  # type: ignore[index]
+        policy = net.apply(params, choices.obs, memory, choices.start)[0].policy  # type: ignore[index]
         return losses.weighted_mean(policy.log_prob(choices.action) - choices.log_prob, choices.kept)
 
     def fit(carry: Any, _: None) -> tuple[Any, None]:
@@ -514,33 +533,34 @@ def _fitted_error(
 
 
 def _estimate(
-    net: ActorCritic,
-    params: PyTree,
-    obs: Observation,
-    next_obs: Observation,
-    data: Stored,
-    estimator: Estimator,
-    hparams: Hyperparams,
+    net: ActorCritic, params: PyTree, data: Stored, estimator: Estimator, hparams: Hyperparams, num_rollouts: int
 ) -> tuple[Sample, Array]:
-    """Every transition of the buffer as the target policy sees it now, and its value, [b, T, B]."""
-    output, _ = net.apply(params, obs)  # type: ignore[misc]
+    """Every transition of the buffer as the target policy sees it now, and its value, [T, b B]."""
+    output, _ = net.apply(params, data.obs, data.memory, data.start)  # type: ignore[misc]
+    memories = memories_of(net, params, data.obs, data.memory, data.start)
+    next_value = successor_value(net, params, data.next_obs, memories)
 
-    def estimate(value: Array, next_obs: Observation, data: Stored) -> tuple[Array, Array]:
+    def estimate(reward: Array, value: Array, next_value: Array, terminated: Array, truncated: Array) -> Any:
         inputs = ReturnInputs(
-            reward=data.reward,
+            reward=reward,
             value=value,
-            next_value=successor_value(net, params, next_obs, ()),
-            terminated=data.terminated,
-            truncated=data.truncated,
+            next_value=next_value,
+            terminated=terminated,
+            truncated=truncated,
             log_ratio=jnp.zeros_like(value),
             gamma=hparams.gamma,
             trace_lambda=hparams.gae_lambda,
         )
         return estimator.estimate(hparams.estimator, inputs)
 
-    advantage, target = jax.vmap(estimate)(output.value, next_obs, data)
+    # Each rollout by itself: an estimator may compare environments with each other.
+    inputs = (data.reward, output.value, next_value, data.terminated, data.truncated)
+    apart = [x.reshape((x.shape[0], num_rollouts, -1)) for x in inputs]
+    estimates = jax.vmap(estimate, in_axes=1, out_axes=1)(*apart)
+    advantage, target = (x.reshape(output.value.shape) for x in estimates)
     log_prob = output.policy.log_prob(data.action)
-    return Sample(obs, data.action, log_prob, output.policy, advantage, target), output.value
+    sample = Sample(data.obs, data.action, log_prob, output.policy, advantage, target, start=data.start)
+    return sample, output.value
 
 
 _LEAVES = {

@@ -13,6 +13,8 @@ One step of the algorithm, with its shapes:
                      α        up while the entropy is below its target, else down
                      β        up while the KL divergence is above its bound, else down
 
+With a memory (`CriticConfig.memory`), which policy and critic each have, minibatches are of whole environments.
+
 The old policy is the one that acted. Nothing is kept from earlier rollouts: no replay buffer, no target network.
 """
 
@@ -29,9 +31,15 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import rollout, spaces, validation
 from jaxrl.networks.actor_critic import to_env_action
-from jaxrl.networks.critics import CriticConfig, CriticOutput, action_critic, squashed_actor
-from jaxrl.networks.initializers import initialize
-from jaxrl.ops import bins, losses, minibatches, returns, reward_scaling, schedules, statistics
+from jaxrl.networks.critics import (
+    CriticConfig,
+    CriticOutput,
+    action_critic,
+    apply_step,
+    init_params,
+    squashed_actor,
+)
+from jaxrl.ops import bins, losses, minibatches, returns, reward_scaling, schedules, statistics, trees
 from jaxrl.ops.distributions import TanhGaussian
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
@@ -59,7 +67,7 @@ class Config:
       reset: where new episodes start: fresh, pooled or cached (see `jaxrl.rollout.Reset`).
       reset_size: resets a step if pooled, states kept if cached.
       matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
-      network: layers of policy and critic.
+      network: layers and memory of policy and critic.
     """
 
     num_envs: int = 1024
@@ -179,6 +187,7 @@ class _Sample:
     """
 
     obs: Observation
+    start: Array
     action: Array
     reward: Array
     target: Array
@@ -200,7 +209,7 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
 
     Raises:
       ValueError: counts that are not positive, a rollout that does not split evenly into minibatches, an unknown
-        choice, actions that are no bounded `Box`, or a network of another kind, such as a recurrent one.
+        choice, actions that are no bounded `Box`, or a network of another kind.
 
     Example:
       >>> import jaxrl
@@ -238,14 +247,26 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
     def see(state: State, obs: Observation) -> Observation:
         return statistics.normalize(state.observation_statistics, obs) if config.normalize_observations else obs
 
-    def policy_at(params: PyTree, obs: Observation, min_std: Float[Array, ""]) -> TanhGaussian:
-        outputs: Any = actor_net.apply(params, obs)
+    recurrent = actor_net.recurrent
+
+    def initial_memory(batch_shape: tuple[int, ...] = ()) -> Networks:
+        return Networks(actor_net.initial_memory(batch_shape), critic_net.initial_memory(batch_shape))
+
+    def squashed(outputs: tuple[Array, Array], min_std: Float[Array, ""]) -> TanhGaussian:
         mean, log_std = outputs
         floor = jnp.broadcast_to(jnp.log(min_std), log_std.shape)
         return TanhGaussian(mean, jnp.logaddexp(log_std, floor))
 
-    def critic_at(params: PyTree, obs: Observation, action: Array) -> CriticOutput:
-        return critic_net.apply(params, obs, action)  # type: ignore[return-value]
+    def policy_at(
+        params: PyTree, obs: Observation, memory: Networks, start: Array, min_std: Float[Array, ""]
+    ) -> TanhGaussian:
+        """The policy at observations [N, ...], or of rollouts [T, b, ...] with a memory before them."""
+        outputs, _ = actor_net.apply(params, obs, memory.policy, start)  # type: ignore[misc]
+        return squashed(outputs, min_std)
+
+    def critic_at(params: PyTree, obs: Observation, memory: Networks, start: Array, action: Array) -> CriticOutput:
+        """The same of the critic."""
+        return critic_net.apply(params, obs, memory.critic, start, action)[0]  # type: ignore[return-value]
 
     def centers_of(hparams: Hyperparams) -> Float[Array, " K"]:
         return bins.bin_centers(hparams.value_min, hparams.value_max, config.num_bins)
@@ -260,18 +281,18 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_policy, key_critic, key_actor = jax.random.split(key, 4)
-        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, initial_memory((config.num_envs,)), reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
         # All of a histogram's weight at 0, so that Q begins there.
         offset = (encode(jnp.float32(0.0), hparams),) if histogram else ()
         with jax.default_matmul_precision(precision):
             params = Networks(
                 policy=Policy(
-                    network=initialize(actor_net, key_policy, one),
+                    network=init_params(actor_net, key_policy, one),
                     log_temperature=jnp.log(hparams.initial_temperature),
                     log_kl_coef=jnp.log(hparams.initial_kl_coef),
                 ),
-                critic=initialize(critic_net, key_critic, one, jnp.zeros(size), *offset),
+                critic=init_params(critic_net, key_critic, one, jnp.zeros(size), *offset),
             )
         transform = optimizer(hparams, hparams.learning_rate)
         return State(
@@ -295,12 +316,17 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
         if config.normalize_rewards:
             reward, reward_scale = reward_scaling.scale_rewards(reward_scale, reward, batch.ended, hparams.gamma)
         reward = hparams.reward_scale * reward
-        next_policy = policy_at(state.params.policy.network, next_obs, hparams.min_std)
+        # Successors do not follow one another: each is seen with what was remembered at its predecessor.
+        flat_obs, remembered = trees.flatten_time((next_obs, batch.memory))
+        never = jnp.zeros(batch_size, bool)
+        outputs, _ = apply_step(actor_net, state.params.policy.network, flat_obs, remembered.policy, never)
+        next_policy = squashed(outputs, hparams.min_std)
 
-        def look_ahead(key: Key) -> tuple[Array, Array, Array]:
+        def look_ahead(key: Key) -> PyTree:
             action, log_prob = next_policy.sample_and_log_prob(key)
-            output = critic_at(state.params.critic, next_obs, action)
-            return value_of(output, hparams), log_prob, output.features
+            output, _ = apply_step(critic_net, state.params.critic, flat_obs, remembered.critic, never, action)
+            found = value_of(output, hparams), log_prob, output.features
+            return jax.tree.map(lambda x: x.reshape((*reward.shape, *x.shape[1:])), found)
 
         keys = jax.random.split(key, config.num_action_samples)
         next_value, next_log_prob, next_features = look_ahead(keys[0])
@@ -316,18 +342,19 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
         )
         samples = _Sample(
             obs=obs,
+            start=batch.start,
             action=batch.action,
             reward=reward,
             target=target,
-            old=policy_at(state.params.policy.network, obs, hparams.min_std),
+            old=policy_at(state.params.policy.network, obs, state.actor.memory, batch.start, hparams.min_std),
             next_features=next_features,
             goes_on=1.0 - batch.terminated.astype(jnp.float32),
         )
         outside = (target < hparams.value_min) | (target > hparams.value_max)
         return samples, reward_scale, jnp.mean(outside.astype(jnp.float32))
 
-    def critic_loss(params: PyTree, sample: _Sample, hparams: Hyperparams) -> tuple[Array, Metrics]:
-        output = critic_at(params, sample.obs, sample.action)
+    def critic_loss(params: PyTree, sample: _Sample, memory: Networks, hparams: Hyperparams) -> tuple[Array, Metrics]:
+        output = critic_at(params, sample.obs, memory, sample.start, sample.action)
         value = value_of(output, hparams)
         if histogram:
             loss = jnp.mean(bins.cross_entropy(output.output, encode(sample.target, hparams)))
@@ -348,11 +375,11 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
         return loss, info
 
     def policy_loss(
-        params: Policy, critic_params: PyTree, sample: _Sample, key: Key, hparams: Hyperparams
+        params: Policy, critic_params: PyTree, sample: _Sample, memory: Networks, key: Key, hparams: Hyperparams
     ) -> tuple[Array, Metrics]:
-        policy = policy_at(params.network, sample.obs, hparams.min_std)
+        policy = policy_at(params.network, sample.obs, memory, sample.start, hparams.min_std)
         action, log_prob = policy.sample_and_log_prob(key)
-        value = value_of(critic_at(critic_params, sample.obs, action), hparams)
+        value = value_of(critic_at(critic_params, sample.obs, memory, sample.start, action), hparams)
         kl = sample.old.kl(policy)
         temperature, kl_coef = jnp.exp(params.log_temperature), jnp.exp(params.log_kl_coef)
         loss = losses.relative_entropy_loss(
@@ -387,10 +414,13 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
         transform = optimizer(hparams, hparams.learning_rate * schedules.SCHEDULES[config.schedule](progress))
 
         # --- Collect ---------------------------------------------------------------------------------------------
-        def behave(noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-            policy = policy_at(state.params.policy.network, see(state, obs), hparams.min_std)
-            action = policy.sample_from(noise)
-            return action, to_env_action(space, action), memory, ()
+        def behave(noise: Array, obs: Observation, memory: Any, start: Array) -> tuple[Any, Any, Memory, Any]:
+            obs, networks = see(state, obs), state.params
+            outputs, of_policy = apply_step(actor_net, networks.policy.network, obs, memory.policy, start)
+            action = squashed(outputs, hparams.min_std).sample_from(noise)
+            # Of the critic only what it remembers is used; the rest is not computed.
+            _, of_critic = apply_step(critic_net, networks.critic, obs, memory.critic, start, action)
+            return action, to_env_action(space, action), Networks(of_policy, of_critic), ()
 
         noise = jax.random.normal(key_noise, (config.num_steps, config.num_envs, size))
         actor, batch, metrics = rollout.collect(key_collect, env, hparams.env, state.actor, behave, noise, reset)
@@ -399,13 +429,15 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
         samples, reward_scale, metrics["value/share_outside"] = estimate(key_next, state, batch, hparams)
 
         # --- Update ----------------------------------------------------------------------------------------------
-        def update(carry: tuple[Networks, Networks], row: tuple[_Sample, Key]) -> tuple[Any, Metrics]:
-            (params, opt_state), (sample, key) = carry, row
-            gradient, info = jax.grad(critic_loss, has_aux=True)(params.critic, sample, hparams)
+        def update(carry: tuple[Networks, Networks], row: tuple[_Sample, Any, Key]) -> tuple[Any, Metrics]:
+            (params, opt_state), (sample, memory, key) = carry, row
+            memory = memory if recurrent else Networks((), ())
+            gradient, info = jax.grad(critic_loss, has_aux=True)(params.critic, sample, memory, hparams)
             info["gradient/critic_norm"] = optax.tree.norm(gradient)
             updates, critic_opt_state = transform.update(gradient, opt_state.critic, params.critic)
             critic = optax.apply_updates(params.critic, updates)
-            gradient, policy_info = jax.grad(policy_loss, has_aux=True)(params.policy, critic, sample, key, hparams)
+            given = sample, memory, key, hparams
+            gradient, policy_info = jax.grad(policy_loss, has_aux=True)(params.policy, critic, *given)
             info |= policy_info | {"gradient/policy_norm": optax.tree.norm(gradient)}
             updates, policy_opt_state = transform.update(gradient, opt_state.policy, params.policy)
             policy = optax.apply_updates(params.policy, updates)
@@ -413,8 +445,9 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
 
         def epoch(carry: Any, key: Key) -> tuple[Any, Metrics]:
             key_shuffle, key_actions = jax.random.split(key)
-            parts, _ = minibatches.shuffled(key_shuffle, samples, (), config.num_minibatches, False)
-            return jax.lax.scan(update, carry, (parts, jax.random.split(key_actions, config.num_minibatches)))
+            given = samples, state.actor.memory, config.num_minibatches, recurrent
+            parts = minibatches.shuffled(key_shuffle, *given)
+            return jax.lax.scan(update, carry, (*parts, jax.random.split(key_actions, config.num_minibatches)))
 
         (params, opt_state), info = jax.lax.scan(epoch, (state.params, state.opt_state), keys_epoch)
         metrics |= jax.tree.map(jnp.mean, info)
@@ -434,12 +467,19 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
             num_steps=state.num_steps + 1,
         ), metrics
 
-    def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
+    def act(state: State, memory: Any, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
+        one, before = jax.tree.map(lambda x: x[None], (see(state, obs), memory.policy))
         with jax.default_matmul_precision(precision):
-            policy = policy_at(state.params.policy.network, see(state, obs), state.min_std)
-        return to_env_action(space, policy.mode() if key is None else policy.sample(key)), memory
+            found = apply_step(actor_net, state.params.policy.network, one, before, jnp.zeros(1, bool))
+        outputs, after = jax.tree.map(lambda x: x[0], found)
+        policy = squashed(outputs, state.min_std)
+        # What the critic remembers is not read here.
+        action = to_env_action(space, policy.mode() if key is None else policy.sample(key))
+        return action, dataclasses.replace(memory, policy=after)
 
-    return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="reppo", env=env, config=config)
+    return Algorithm(
+        init, step, act, hyperparams, initial_memory, env_steps=batch_size, name="reppo", env=env, config=config
+    )
 
 
 def _validate(env: Env, config: Config) -> spaces.Box:
@@ -450,20 +490,15 @@ def _validate(env: Env, config: Config) -> spaces.Box:
             f"reppo: actions must be a Box with finite bounds, since the gradient of Q goes through them; {env.name!r} "
             f"has {space}. Use ppo."
         )
-    validation.layers(
-        "reppo",
-        config.network,
-        CriticConfig,
-        "There is no recurrent form: minibatches are of single transitions, shuffled without what came before them. "
-        "For a memory use ppo or trpo.",
-    )
+    validation.layers("reppo", config.network, CriticConfig)
     validation.counts(
         "reppo",
         config,
         ("num_envs", "num_steps", "num_epochs", "num_minibatches", "num_bins", "num_action_samples"),
     )
     validation.choices("reppo", config)
-    minibatches.validate(config.num_steps, config.num_envs, config.num_minibatches, False)
+    recurrent = config.network.memory != "none"
+    minibatches.validate(config.num_steps, config.num_envs, config.num_minibatches, recurrent)
     return space
 
 

@@ -31,6 +31,8 @@ class NetworkConfig:
       layer_norm: whether dense layers are normalized.
       memory: none, gru, lstm or s5.
       memory_size: width of the recurrent core.
+      share_core: whether policy and value read one encoder and one core, if there is a memory; otherwise each has its
+        own. Algorithms that step along the policy's gradient alone (n_pg_igt, harpg, mac) have two either way.
       policy: the distribution of actions. Of a Box: gaussian, tanh_gaussian, mixture, bang_bang or bang_off_bang. Of a
         MultiDiscrete: autoregressive, otherwise independent parts. A Discrete one is categorical.
       num_components: of a mixture.
@@ -45,6 +47,7 @@ class NetworkConfig:
     layer_norm: bool = False
     memory: Literal["none", "gru", "lstm", "s5"] = "none"
     memory_size: int = 128
+    share_core: bool = True
     policy: Policy = "gaussian"
     num_components: int = 4
     state_std: bool = False
@@ -69,8 +72,9 @@ class Output:
 class ActorCritic(nn.Module):
     """A policy and a value function.
 
-    Without memory, policy and value have torsos of their own and leading axes are free. With memory, both read one
-    encoder and one recurrent core, inputs are [T, B, ...] and the memory is forgotten wherever an episode starts.
+    Without memory, policy and value have torsos of their own and leading axes are free. With memory, inputs are
+    [T, B, ...], the memory is forgotten wherever an episode starts, and both read one encoder and one recurrent core,
+    or have no parameter in common (`share_core=False`; the memory is then a pair, the policy's and the value's).
 
     A `Box` policy works in units where the bounds are -1 and 1; `to_env_action` maps to the environment's.
 
@@ -83,6 +87,8 @@ class ActorCritic(nn.Module):
       layer_norm: whether dense layers are normalized.
       memory: `none`, `gru`, `lstm` or `s5`.
       memory_size: width of the recurrent core.
+      share_core: whether policy and value share encoder and core, if there is a memory.
+      critic: whether there is a value; otherwise it is 0 and has no parameters.
       policy: `gaussian`, `tanh_gaussian`, `mixture`, `bang_bang` or `bang_off_bang` for a `Box`; `autoregressive` for a
         `MultiDiscrete`.
       num_components: K of a mixture.
@@ -100,6 +106,8 @@ class ActorCritic(nn.Module):
     layer_norm: bool = False
     memory: str = "none"
     memory_size: int = 128
+    share_core: bool = True
+    critic: bool = True
     policy: str = "gaussian"
     num_components: int = 4
     state_std: bool = False
@@ -112,9 +120,17 @@ class ActorCritic(nn.Module):
         """Whether there is a memory."""
         return self.memory != "none"
 
+    @property
+    def separate(self) -> bool:
+        """Whether no parameter moves both the policy and the value."""
+        return not (self.recurrent and self.share_core and self.critic)
+
     def initial_memory(self, batch_shape: tuple[int, ...] = ()) -> Memory:
         """Memory at the start of an episode, leaves [*batch_shape, ...]; `()` without memory."""
-        return CORES[self.memory](self.memory_size, parent=None).initial_memory(batch_shape) if self.recurrent else ()
+        if not self.recurrent:
+            return ()
+        memory = CORES[self.memory](self.memory_size, parent=None).initial_memory(batch_shape)
+        return memory if self.share_core or not self.critic else (memory, memory)
 
     @nn.compact
     def __call__(self, obs: Any, memory: Memory = (), start: Bool[Array, "..."] | None = None) -> tuple[Output, Memory]:
@@ -128,35 +144,38 @@ class ActorCritic(nn.Module):
         Returns:
           The outputs [...], and the memory after the last observation.
         """
-        if self.recurrent:
-            assert start is not None
-            features = self._torso("torso")(self._encode(obs, ""))
-            memory, core = CORES[self.memory](self.memory_size, name="core")(
-                memory, features.astype(jnp.float32), start
-            )
-            actor = critic = core
+        if not self.critic:
+            actor, memory = self._branch("actor", obs, memory, start)
+            value = jnp.zeros(actor.shape[:-1])
+        elif self.separate:
+            of_actor, of_critic = memory if self.recurrent else ((), ())
+            actor, of_actor = self._branch("actor", obs, of_actor, start)
+            critic, of_critic = self._branch("critic", obs, of_critic, start)
+            memory = (of_actor, of_critic) if self.recurrent else ()
+            value = self._value(critic)
         else:
-            actor = self._torso("actor")(self._encode(obs, "actor_"))
-            critic = self._torso("critic")(self._encode(obs, "critic_"))
-        actor, critic = actor.astype(jnp.float32), critic.astype(jnp.float32)
+            actor, memory = self._branch("", obs, memory, start)
+            value = self._value(actor)
         mask = obs.get("action_mask") if isinstance(obs, dict) else None
-        value = nn.Dense(1, kernel_init=orthogonal(1.0), name="value")(critic)
         heads = {
             name: nn.Dense(size, kernel_init=orthogonal(1.0), name=f"head_{name}")(actor) for name, size in self.heads
         }
-        return Output(self._distribution(actor, mask), value[..., 0], heads), memory
+        return Output(self._distribution(actor, mask), value, heads), memory
 
-    def _torso(self, name: str) -> MLP:
-        return MLP(self.hidden, self.activation, self.layer_norm, self.dtype, self.weight_norm, name=name)
+    def _branch(self, of: str, obs: Any, memory: Memory, start: Array | None) -> tuple[Array, Memory]:
+        """Encoder, torso and core of the policy (`actor`), of the value (`critic`) or of both (an empty name)."""
+        prefix = f"{of}_" if of else ""
+        encoder = Encoder(self.observation_space, self.convolve, self.activation, self.dtype, name=f"{prefix}encoder")
+        torso = MLP(self.hidden, self.activation, self.layer_norm, self.dtype, self.weight_norm, name=of or "torso")
+        features = torso(encoder(obs)).astype(jnp.float32)
+        if not self.recurrent:
+            return features, memory
+        assert start is not None
+        memory, features = CORES[self.memory](self.memory_size, name=f"{prefix}core")(memory, features, start)
+        return features.astype(jnp.float32), memory
 
-    def _encode(self, obs: Any, prefix: str) -> Array:
-        return Encoder(
-            self.observation_space,
-            self.convolve,
-            self.activation,
-            self.dtype,
-            name=f"{prefix}encoder",
-        )(obs)
+    def _value(self, features: Array) -> Array:
+        return nn.Dense(1, kernel_init=orthogonal(1.0), name="value")(features)[..., 0]
 
     def _distribution(self, features: Array, mask: Array | None) -> Any:
         space = self.action_space
@@ -286,6 +305,31 @@ def apply_step(
     return jax.tree.map(lambda x: x[0], output), memory
 
 
+def memories_of(
+    net: ActorCritic, params: PyTree, obs: Observation, memory: Memory, start: Bool[Array, "T B"]
+) -> Memory:
+    """What a network remembers after each observation of a rollout, for `successor_value`.
+
+    Args:
+      net: the network.
+      params: its parameters.
+      obs: observations, leaves [T, B, ...].
+      memory: before the first of them, leaves [B, ...].
+      start: whether they are the first of an episode.
+
+    Returns:
+      Leaves [T, B, ...]; () without memory.
+    """
+    if not net.recurrent:
+        return ()
+
+    def step(memory: Memory, row: tuple[Observation, Array]) -> tuple[Memory, Memory]:
+        _, memory = apply_step(net, params, row[0], memory, row[1])
+        return memory, memory
+
+    return jax.lax.scan(step, memory, (obs, start))[1]
+
+
 def successor_value(net: ActorCritic, params: PyTree, next_obs: Observation, memory: Memory) -> Float[Array, " T B"]:
     """Values the true successors of a rollout's steps: those of the next episode's first observation nowhere.
 
@@ -313,7 +357,7 @@ def _inputs_of_one(net: ActorCritic, obs: Observation, memory: Memory) -> tuple[
 
 def only_value_reads(path: tuple[Any, ...]) -> bool:
     """Whether a parameter of an `ActorCritic`, by its path in the tree, moves the value and not the policy."""
-    return trees.path_name(path).split(".")[1] in ("critic", "critic_encoder", "value")
+    return trees.path_name(path).split(".")[1] in ("critic", "critic_encoder", "critic_core", "value")
 
 
 def to_env_action(space: spaces.Space, action: Any) -> Any:

@@ -83,6 +83,9 @@ class Case:
     slow: bool = False
 
 
+_REMEMBERING = NetworkConfig(hidden=(8,), memory="gru", memory_size=8)
+
+
 def _ppo(env: str, changes: dict[str, Any] | None = None, **network: Any) -> Callable[..., Algorithm]:
     tiny = {
         "stop_at_target_kl": True,
@@ -303,8 +306,8 @@ _NO_RESETS = dict.fromkeys(("reset", "reset_size"), "episodes of Pendulum are lo
 
 
 def _harpg(env: str, **changes: Any) -> Callable[..., Algorithm]:
-    tiny = {"num_envs": 4, "num_hessian_envs": 2, "num_steps": 8, "num_value_updates": 2, **changes}
-    tiny["network"] = NetworkConfig(hidden=(8,))
+    tiny = {"num_envs": 4, "num_hessian_envs": 2, "num_steps": 8, "num_value_updates": 2}
+    tiny |= {"network": NetworkConfig(hidden=(8,)), **changes}
     return lambda **config: harpg.harpg(jaxrl.make_env(env), config=harpg.Config(**{**tiny, **config}))
 
 
@@ -367,9 +370,9 @@ def _utilities(**config: Any) -> Algorithm:
     return utilities.utilities(env, config=utilities.Config(**{"num_envs": 4, "num_steps": 8, **config}))
 
 
-def _mac(**config: Any) -> Algorithm:
-    tiny = {"num_envs": 4, "num_steps": 16, "max_level": 2, "network": NetworkConfig(hidden=(8,))}
-    return mac.mac(jaxrl.make_env("probe/Credit"), config=mac.Config(**{**tiny, **config}))
+def _mac(env: str, **changes: Any) -> Callable[..., Algorithm]:
+    tiny = {"num_envs": 4, "num_steps": 16, "max_level": 2, "network": NetworkConfig(hidden=(8,)), **changes}
+    return lambda **config: mac.mac(jaxrl.make_env(env), config=mac.Config(**{**tiny, **config}))
 
 
 def _lpg(rule: rules.Rule, **changes: Any) -> Callable[..., Algorithm]:
@@ -412,10 +415,10 @@ def _reward_learning(**config: Any) -> Algorithm:
     return reward_learning.reward_learning(_CREDIT, _REWARD, config=reward_learning.Config(**config))
 
 
-def _bpg(**config: Any) -> Algorithm:
+def _bpg(env: str, **changes: Any) -> Callable[..., Algorithm]:
     # Standardized returns would not tell how large a reward is.
-    tiny = {"num_envs": 4, "num_steps": 4, "standardize": False, "network": StreamingConfig(hidden=(8,))}
-    return bpg.bpg(jaxrl.make_env("probe/Credit"), bpg.Config(**{**tiny, **config}))
+    tiny = {"num_envs": 4, "num_steps": 4, "standardize": False, "network": NetworkConfig(hidden=(8,)), **changes}
+    return lambda **config: bpg.bpg(jaxrl.make_env(env), bpg.Config(**{**tiny, **config}))
 
 
 def _dqn(components: dict[str, Any] | None = None, **changes: Any) -> Callable[..., Algorithm]:
@@ -725,6 +728,14 @@ CASES = {
     "props-discrete": Case(
         "props", _props("probe/Credit"), _PROPS_HPARAMS, _PROPS_OPTIONS, {**_PROPS_INERT, **_PROPS_SAME_ACTIONS}
     ),
+    "props-recurrent": Case(
+        "props",
+        _props("probe/Memory", network=_REMEMBERING),
+        _PROPS_HPARAMS,
+        {},
+        {**_PROPS_INERT, **_PROPS_SAME_ACTIONS},
+        slow=True,
+    ),
     "props-continuous": Case(
         "props",
         _props("gymnax/Pendulum-v1", normalize_observations=True, normalize_rewards=True),
@@ -773,6 +784,7 @@ CASES = {
         {**_CPU, **_SLOW},
     ),
     "harpg-discrete": Case("harpg", _harpg("probe/Credit"), {}, _HARPG_OPTIONS, _CPU),
+    "harpg-recurrent": Case("harpg", _harpg("probe/Memory", network=_REMEMBERING), {}, {}, _CPU, slow=True),
     "harpg-continuous": Case(
         "harpg", _harpg("gymnax/Pendulum-v1", normalize=False), {"step_size": 1e-3}, {}, {**_CPU, **_SLOW}
     ),
@@ -832,9 +844,10 @@ CASES = {
         {**_STREAM_INERT, "kappa": "only with obgd or adaptive_obgd"},
     ),
     "ccn-obgd": Case("ccn", _ccn(optimizer="obgd"), {**_CCN_HPARAMS, "learning_rate": 1.0}, {}, {**_CPU, **_NO_BETA2}),
+    "mac-recurrent": Case("mac", _mac("probe/Memory", network=_REMEMBERING), {"reset_cost": 1.0}, {}, _CPU, slow=True),
     "mac": Case(
         "mac",
-        _mac,
+        _mac("probe/Credit"),
         {"reset_cost": 1.0},
         {
             "num_envs": 8,
@@ -914,7 +927,7 @@ CASES = {
     ),
     "bpg": Case(
         "bpg",
-        _bpg,
+        _bpg("probe/Credit"),
         {"gamma": 0.9},
         {
             "num_envs": 8,
@@ -923,13 +936,12 @@ CASES = {
             "natural": False,
             "fisher": "policy",
             "standardize": True,
-            "network": StreamingConfig(hidden=(8,), layer_norm=False),
+            "network": NetworkConfig(hidden=(8,), layer_norm=True),
         },
         _CPU,
     ),
-    "bpg-policy": Case(
-        "bpg", lambda **config: _bpg(**{"fisher": "policy", **config}), {"gamma": 0.9}, {"num_cg_steps": 1}, _CPU
-    ),
+    "bpg-policy": Case("bpg", _bpg("probe/Credit", fisher="policy"), {"gamma": 0.9}, {"num_cg_steps": 1}, _CPU),
+    "bpg-recurrent": Case("bpg", _bpg("probe/Memory", network=_REMEMBERING), {"gamma": 0.9}, {}, _CPU, slow=True),
     "avg": Case(
         "avg",
         _streaming(avg, "gymnax/Pendulum-v1", num_steps=8),
@@ -958,6 +970,17 @@ CASES = {
     ),
     "reppo-self-prediction": Case(
         "reppo", _reppo("gymnax/Pendulum-v1"), _REPPO_HPARAMS, {}, {**_CPU, **_SLOW}, slow=True
+    ),
+    "reppo-recurrent": Case(
+        "reppo",
+        _reppo(
+            "gymnax/Pendulum-v1",
+            network=CriticConfig(actor_hidden=(8,), features=(8, 8), head_hidden=(8,), memory="gru", memory_size=4),
+        ),
+        _REPPO_HPARAMS,
+        {},
+        {**_CPU, **_SLOW},
+        slow=True,
     ),
     "reppo-one-step": Case(
         "reppo",

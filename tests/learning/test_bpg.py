@@ -7,10 +7,10 @@ import pytest
 
 import jaxrl
 from jaxrl.algorithms import bpg
-from jaxrl.networks.streaming import StreamingConfig, policy_outputs, streaming_network
+from jaxrl.networks import NetworkConfig, actor_critic
 
 NUM_SEEDS = 5
-SMALL = StreamingConfig(hidden=(4,), initializer="orthogonal", layer_norm=False)
+SMALL = NetworkConfig(hidden=(4,))
 
 
 def trained(agent, num_iterations, **hparams):
@@ -32,11 +32,11 @@ def test_the_step_is_the_mean_of_the_posterior(model, natural, fisher):
     rate, damping, noise = 0.5, 0.3, 0.2
     hparams = agent.hyperparams(learning_rate=rate, damping=damping, noise=noise)
     before = agent.init(jax.random.key(0), hparams)
-    # Biases away from zero, so that the hidden layer is not at the kink of its activation.
+    # Away from an even chance for both actions.
     params = jax.tree.map(lambda x: x + 0.3, before.params)
     after, metrics = jax.jit(agent.step)(before.replace(params=params), hparams)
-    net = streaming_network(env.observation_space, policy_outputs(env.action_space), SMALL)
-    log_probs = lambda params: jax.nn.log_softmax(net.apply(params, jnp.zeros(1))["policy"])
+    net = actor_critic(env.observation_space, env.action_space, critic=False, hidden=(4,))
+    log_probs = lambda params: jax.nn.log_softmax(net.apply(params, jnp.zeros(1))[0].policy.logits)
     each = jax.jacobian(log_probs)(params)
     table = np.stack([flat(jax.tree.map(lambda x, a=a: x[a], each)) for a in range(2)], axis=1)
     num_right = round((float(metrics["return/mean"]) + 1.0) / 2.0 * num)

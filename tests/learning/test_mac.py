@@ -172,10 +172,6 @@ def test_a_trajectory_goes_on_in_the_next_step_of_the_algorithm():
         ({"max_level": 31}, "max_level"),
         ({"num_steps": 0}, "num_steps"),
         ({"lengths": "long"}, "lengths"),
-        (
-            {"network": NetworkConfig(memory="gru")},
-            "not be recurrent, since policy and value have step sizes of their own",
-        ),
     ],
 )
 def test_what_mac_refuses(config, word):

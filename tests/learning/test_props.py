@@ -203,7 +203,7 @@ def test_cartpole():
         ({"num_behavior_minibatches": 5}, "must be divisible by num_behavior_minibatches"),
         ({"num_error_epochs": -1}, "num_error_epochs must not be negative"),
         ({"num_rollouts": 0}, "num_rollouts must be a whole number of at least 1"),
-        ({"network": NetworkConfig(memory="gru")}, "memory = 'gru'"),
+        ({"network": NetworkConfig(memory="gru"), "num_minibatches": 8}, "num_rollouts \\* num_envs = 4 rows must be"),
     ],
 )
 def test_what_cannot_be_built(changes, message):

@@ -170,9 +170,5 @@ def test_cartpole(name, config):
 
 def test_messages():
     env = jaxrl.make_env("probe/Memory")
-    with pytest.raises(ValueError, match="memory = 'gru'"):
-        harpg.harpg(env, config=harpg.Config(network=NetworkConfig(memory="gru")))
-    with pytest.raises(ValueError, match="no memory, since policy and value share one; got memory = 'gru'"):
-        jaxrl.make("n_pg_igt", env, network=NetworkConfig(memory="gru"))
     with pytest.raises(ValueError, match="num_hessian_envs = -1"):
         harpg.harpg(env, config=harpg.Config(num_hessian_envs=-1))

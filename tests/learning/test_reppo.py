@@ -11,7 +11,7 @@ import jaxrl
 from jaxrl import spaces
 from jaxrl.algorithms import reppo
 from jaxrl.networks import NetworkConfig
-from jaxrl.networks.critics import CriticConfig, action_critic, squashed_actor
+from jaxrl.networks.critics import CriticConfig, action_critic, apply_step, squashed_actor
 from jaxrl.ops import bins
 from jaxrl.ops.distributions import TanhGaussian
 
@@ -68,7 +68,7 @@ def test_targets_are_maximum_entropy_lambda_returns(probe, num_action_samples):
     actor = squashed_actor(env.observation_space, env.action_space, SMALL)
 
     def entropy(obs):
-        mean, log_std = actor.apply(state.params.policy.network, jnp.float32(obs))
+        (mean, log_std), _ = actor.apply(state.params.policy.network, jnp.float32(obs))
         return float(TanhGaussian(mean, jnp.logaddexp(log_std, jnp.log(0.1))).entropy())
 
     targets, later = [], 0.0
@@ -103,7 +103,8 @@ def test_critic(probe, critic):
     states, _, _ = train(agent, 60, value_min=-2.0, value_max=8.0, **rates)
     net = action_critic(env.observation_space, 1 if critic == "scalar" else 51, SMALL)
     obs = jnp.eye(3) if probe == "Termination" else jnp.zeros((1, 1))
-    output = jax.vmap(lambda params: net.apply(params, obs, jnp.zeros((len(obs), 2))).output)(states.params.critic)
+    value = lambda params: apply_step(net, params, obs, (), None, jnp.zeros((len(obs), 2)))[0].output
+    output = jax.vmap(value)(states.params.critic)
     got = output[..., 0] if critic == "scalar" else bins.expected_value(output, bins.bin_centers(-2.0, 8.0, 51))
     expected = [1 + GAMMA + GAMMA**2, 1 + GAMMA, 1.0] if probe == "Termination" else [1 / (1 - GAMMA)]
     np.testing.assert_allclose(got, np.tile(expected, (NUM_SEEDS, 1)), atol=0.15)
@@ -153,8 +154,12 @@ def test_what_cannot_be_built_says_why():
     pendulum = jaxrl.make_env("gymnax/Pendulum-v1")
     with pytest.raises(ValueError, match="actions must be a Box with finite bounds"):
         reppo.reppo(jaxrl.make_env("gymnax/CartPole-v1"))
-    with pytest.raises(ValueError, match="no recurrent form: minibatches are of single transitions"):
+    with pytest.raises(ValueError, match="network must be a CriticConfig"):
         reppo.reppo(pendulum, reppo.Config(network=NetworkConfig(memory="gru")))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="whole environments are shuffled, so num_envs must be divisible"):
+        reppo.reppo(pendulum, dataclasses.replace(QUICK, num_minibatches=3, network=CriticConfig(memory="gru")))
+    with pytest.raises(ValueError, match="memory must be none or one of"):
+        reppo.reppo(pendulum, reppo.Config(network=CriticConfig(memory="tape")))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="divisible by num_minibatches"):
         reppo.reppo(pendulum, reppo.Config(num_envs=3, num_steps=5))
     with pytest.raises(ValueError, match="critic must be one of hl_gauss"):
