@@ -928,7 +928,7 @@ CASES = {
     "bpg": Case(
         "bpg",
         _bpg("probe/Credit"),
-        {"gamma": 0.9},
+        {"gamma": 0.9, "learning_rate": 0.03},
         {
             "num_envs": 8,
             "num_steps": 1,
@@ -940,8 +940,12 @@ CASES = {
         },
         _CPU,
     ),
-    "bpg-policy": Case("bpg", _bpg("probe/Credit", fisher="policy"), {"gamma": 0.9}, {"num_cg_steps": 1}, _CPU),
-    "bpg-recurrent": Case("bpg", _bpg("probe/Memory", network=_REMEMBERING), {"gamma": 0.9}, {}, _CPU, slow=True),
+    "bpg-policy": Case(
+        "bpg", _bpg("probe/Credit", fisher="policy"), {"gamma": 0.9, "learning_rate": 0.03}, {"num_cg_steps": 1}, _CPU
+    ),
+    "bpg-recurrent": Case(
+        "bpg", _bpg("probe/Memory", network=_REMEMBERING), {"gamma": 0.9, "learning_rate": 0.03}, {}, _CPU, slow=True
+    ),
     "avg": Case(
         "avg",
         _streaming(avg, "gymnax/Pendulum-v1", num_steps=8),
