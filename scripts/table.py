@@ -53,6 +53,7 @@ class Task:
     published: str = ""
 
 
+_PQN = {"pqn": ({}, {"reward_scale": 0.1}, "of its authors' configuration for CartPole, of which the rest is not taken")}
 _SCALED = {"normalize_observations": True, "normalize_rewards": True, "clip_value": False}
 
 
@@ -66,12 +67,14 @@ def _minatar(rate: float, published: str) -> Task:
 TASKS = {
     "gymnax/CartPole-v1": Task(
         500_000,
+        own=_PQN,
         published="CleanRL at 500,000 steps PPO 490.0 ± 6.1, DQN (JAX) 498.4 ± 2.3, C51 (JAX) 491.1 ± 9.7; "
         "gymnax's agent 500 (150,000 steps); purejaxrl's DQN 496, "
         "[run here](value-based.md#on-cartpole) in training, 10 seeds",
     ),
     "gymnax/Acrobot-v1": Task(
         500_000,
+        own=_PQN,
         published="CleanRL at 500,000 steps PPO -86.4 ± 1.3, DQN (JAX) -88.9 ± 1.6; gymnax's agent -80 (500,000 steps)",
     ),
     "gymnax/MountainCar-v0": Task(

@@ -10,6 +10,10 @@ One step of the algorithm (algorithm 3), with its shapes:
     advantages     of the rollout by GAE with V(s) = E Q(s, a); of the dataset's states Q(s, a) - V(s) with a ~ π
     policy         one natural-gradient step within a trust region, on both: E over the dataset + λ E over the rollout
 
+With a memory, of which policy and critic have one each (`jaxrl.networks.history`), a gradient step draws windows of
+`length` steps instead of transitions; those of the rollout begin with the memory that was kept when it was collected,
+those of the dataset with that of an episode's start.
+
 Temporal differences are for the dataset's transitions; the rollout's are regressed on what was paid, completed with V
 only where the rollout was cut: choose `num_steps` that hold whole episodes. So where temporal differences go wrong
 there still is an on-policy critic, and where the rollout never comes the dataset tells of it. Unless `Config.hybrid` it
@@ -35,8 +39,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxrl import acting, buffers, datasets, rollout, spaces, validation
 from jaxrl.networks.actor_critic import Output
 from jaxrl.networks.control import ControlConfig, control_networks
+from jaxrl.networks.history import History, apply_step, apply_with_successors, init_params
 from jaxrl.networks.initializers import initialize
-from jaxrl.ops import losses, returns, statistics, trust_region
+from jaxrl.ops import losses, returns, statistics, trees, trust_region
 from jaxrl.ops.distributions import Categorical, Gaussian
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
@@ -63,6 +68,9 @@ class Config:
       reset_size: resets a step if pooled, states kept if cached.
       matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
       hybrid: whether there is a dataset, `hparams.replay` from `jaxrl.datasets.dataset`.
+      memory: none, gru, lstm or s5: a core in front of the policy and one in front of the critics.
+      memory_size: width of each.
+      length: steps of a window, if there is a memory; divides num_steps and batch_size.
       network: layers of policy and critics; a policy over a `Box` is Gaussian, several critics are averaged.
     """
 
@@ -79,6 +87,9 @@ class Config:
     reset_size: int = 0
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     hybrid: bool = False
+    memory: Literal["none", "gru", "lstm", "s5"] = "none"
+    memory_size: int = 64
+    length: int = 16
     network: ControlConfig = _NETWORK
 
 
@@ -118,7 +129,7 @@ class State:
 
     Attributes:
       key: the random key that every later draw comes from.
-      params: parameters of the policy and the critic.
+      params: of the policy and the critic each the parameters of `network` and, with a memory, of `history`.
       opt_state: the state of the critic's optimizer.
       actor: environments in progress.
       num_steps: iterations done.
@@ -129,6 +140,15 @@ class State:
     opt_state: optax.OptState
     actor: rollout.ActorState
     num_steps: Int[Array, ""]
+
+
+@struct.dataclass
+class _Given:
+    """What a core sees: observations [T, N, ...], the memory before them [N, ...], and whether episodes start there."""
+
+    obs: Observation
+    memory: Memory
+    start: Any
 
 
 @memoize
@@ -145,7 +165,8 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
       rollout's weighing `online_weight`) and `policy/step` (α; 0 where the line search gave up).
 
     Raises:
-      ValueError: counts that are not positive, other actions or illegal ones, a `config.network` of another class,
+      ValueError: counts that are not positive or that windows do not divide, other actions or illegal ones, a
+        `config.network` of another class,
         critics that learn distributions, drop units, are normalized by the batch or on spheres; on `init` a hybrid
         without a dataset or with one of another environment, or a dataset that would have no effect.
 
@@ -159,7 +180,7 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
     space = env.action_space
     reset = rollout.Reset(config.reset, config.reset_size)
     counted = "num_envs num_steps num_evaluations num_updates batch_size num_action_samples num_cg_steps num_backtracks"
-    validation.counts("hnpg", config, counted.split())
+    validation.counts("hnpg", config, (*counted.split(), "memory_size", "length"))
     validation.choices("hnpg", config)
     validation.layers("hnpg", config.network, ControlConfig)
     validation.unmasked("hnpg", env)
@@ -172,13 +193,21 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
             f"num_quantiles = {layers.num_quantiles}, num_bins = {layers.num_bins}, dropout = {layers.dropout}, "
             f"norm = {layers.norm!r}, block = {layers.block!r}."
         )
-    policy_net, critic_net = control_networks(env.observation_space, space, True, layers)
+    remembers, length = config.memory != "none", config.length if config.memory != "none" else 1
+    if config.num_steps % length or config.batch_size % length:
+        raise ValueError(
+            "hnpg: with a memory, num_steps and batch_size must be divisible by length; got num_steps = "
+            f"{config.num_steps}, batch_size = {config.batch_size}, length = {length}."
+        )
+    history = History(env.observation_space, config.memory, config.memory_size, layers.convolve, layers.activation)
+    seen_space = history.features_space if remembers else env.observation_space
+    policy_net, critic_net = control_networks(seen_space, space, True, layers)
     discrete = isinstance(space, spaces.Discrete)
     batch_size = config.num_envs * config.num_steps
     precision = config.matmul_precision
     # Draws of the critic's updates, and states for the policy's.
     of_critic, of_policy = (
-        buffers.fixed(size, 1, datasets.example_of(env)) if config.hybrid else None
+        buffers.fixed(size // length, length, datasets.example_of(env)) if config.hybrid else None
         for size in (config.batch_size, batch_size)
     )
 
@@ -190,45 +219,75 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
         optax.clip_by_global_norm(hparams.max_grad_norm), optax.adam(hparams.learning_rate, eps=1e-5)
     )
 
-    def policy_at(params: PyTree, obs: Observation) -> Any:
-        outputs: Any = policy_net.apply({"params": params}, obs)
+    def see(params: PyTree, given: _Given) -> Observation:
+        """What stands for the observations of windows [L, N, ...]; without a memory these, of any leading axes."""
+        if not remembers:
+            return given.obs
+        return history.apply(params["history"], given.obs, given.memory, given.start)[0]  # type: ignore[return-value]
+
+    def see_both(params: PyTree, given: _Given, next_obs: Observation) -> tuple[Observation, Observation]:
+        """The same, and what stands for their successors."""
+        if not remembers:
+            return given.obs, next_obs
+        return apply_with_successors(history, params["history"], given.obs, next_obs, given.memory, given.start)
+
+    def initial_memory(batch_shape: tuple[int, ...] = ()) -> dict[str, Memory]:
+        return {name: history.initial_memory(batch_shape) if remembers else () for name in ("policy", "critic")}
+
+    def remember(params: PyTree, obs: Observation, memory: PyTree, start: Array) -> tuple[Observation, PyTree]:
+        """What stands for one observation of each of B environments for the policy, and both memories after them."""
+        if not remembers:
+            return obs, memory
+        step = lambda name: apply_step(history, params[name]["history"], obs, memory[name], start)
+        (seen, of_policy), (_, of_critic) = step("policy"), step("critic")
+        return seen, {"policy": of_policy, "critic": of_critic}
+
+    def policy_at(params: PyTree, seen: Observation) -> Any:
+        outputs: Any = policy_net.apply(params["network"], seen)
         mean, log_std = outputs
         return Categorical(mean) if discrete else Gaussian(mean, jnp.clip(log_std, *_LOG_STD))
 
-    def critics_at(params: PyTree, obs: Observation, action: Action) -> Float[Array, "M ..."]:
+    def critics_at(params: PyTree, seen: Observation, action: Action) -> Float[Array, "M ..."]:
         """Of each critic, Q(s, a)."""
         if not discrete:
             # As the environment takes them, and as a dataset has them.
-            return critic_net.apply({"params": params}, obs, jnp.clip(action, -1.0, 1.0))[..., 0]  # type: ignore[index]
-        values: Any = critic_net.apply({"params": params}, obs)
+            return critic_net.apply(params["network"], seen, jnp.clip(action, -1.0, 1.0))[..., 0]  # type: ignore[index]
+        values: Any = critic_net.apply(params["network"], seen)
         taken = jnp.broadcast_to(action[None, ..., None], (*values.shape[:-1], 1))
         return jnp.take_along_axis(values, taken, axis=-1)[..., 0]
 
-    def q_value(params: PyTree, obs: Observation, action: Action) -> Float[Array, "..."]:
-        return jnp.mean(critics_at(params, obs, action), axis=0)
+    def q_value(params: PyTree, seen: Observation, action: Action) -> Float[Array, "..."]:
+        return jnp.mean(critics_at(params, seen, action), axis=0)
 
-    def value_at(params: dict[str, PyTree], obs: Observation, noise: PyTree) -> Float[Array, "..."]:
+    def value_at(policy: Any, critic: PyTree, seen: Observation, noise: PyTree) -> Float[Array, "..."]:
         """V(s) = E Q(s, a): over all actions, or over draws with noise [S, ..., A]."""
-        policy = policy_at(params["policy"], obs)
         if discrete:
-            values: Any = critic_net.apply({"params": params["critic"]}, obs)
+            values: Any = critic_net.apply(critic["network"], seen)
             return jnp.sum(policy.probs() * jnp.mean(values, axis=0), axis=-1)
-        one = lambda noise: q_value(params["critic"], obs, policy.sample_from(noise))
+        one = lambda noise: q_value(critic, seen, policy.sample_from(noise))
         return jnp.mean(jax.vmap(one)(noise), axis=0)
 
     def init(key: Key, hparams: Hyperparams) -> State:
         if config.hybrid:
-            datasets.check(env, hparams.replay, 1)
+            datasets.check(env, hparams.replay, length)
         elif isinstance(hparams.replay, buffers.BufferState):
             raise ValueError("replay: a dataset has no effect; set Config(hybrid=True).")
         key, key_policy, key_critic, key_actor = jax.random.split(key, 4)
-        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, initial_memory((config.num_envs,)), reset)
         one = jax.tree.map(lambda x: x[0], actor.obs)
         action = () if discrete else (jnp.zeros(spaces.size(space)),)
+
+        def draw_params(net: Any, key: Key, *inputs: Array) -> PyTree:
+            if not remembers:
+                return {"network": initialize(net, key, one, *inputs)}
+            key, key_history = jax.random.split(key)
+            network = initialize(net, key, jnp.zeros(config.memory_size), *inputs)
+            return {"network": network, "history": init_params(history, key_history, one)}
+
         with jax.default_matmul_precision(precision):
             params = {
-                "policy": initialize(policy_net, key_policy, one)["params"],
-                "critic": initialize(critic_net, key_critic, one, *action)["params"],
+                "policy": draw_params(policy_net, key_policy),
+                "critic": draw_params(critic_net, key_critic, *action),
             }
         return State(key, params, optimizer(hparams).init(params["critic"]), actor, jnp.int32(0))
 
@@ -236,24 +295,38 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
         with jax.default_matmul_precision(precision):
             return _step(state, hparams)
 
-    def draw(hparams: Hyperparams, buffer: Any, bits: Array) -> buffers.NStep:
+    def draw(hparams: Hyperparams, buffer: Any, bits: Array) -> tuple[_Given, buffers.Experience]:
+        """Windows of the dataset, [L, N, ...], or without a memory transitions, [N, ...]."""
         index = buffer.sample(hparams.replay, (), bits, jnp.float32(0.0)).index
-        return buffers.n_step(hparams.replay.items, index, 1, hparams.gamma)
+        drawn = buffers.windows(hparams.replay.items, index, length)
+        if not remembers:
+            drawn = jax.tree.map(lambda x: x[0], drawn)
+            return _Given(drawn.obs, (), ()), drawn
+        ended = drawn.terminated | drawn.truncated
+        start = jnp.concatenate([jnp.ones_like(ended[:1]), ended[:-1]])
+        return _Given(drawn.obs, history.initial_memory(index.shape), start), drawn
+
+    def pick(played: PyTree, index: Array) -> PyTree:
+        """Windows of the rollout by their numbers, [L, N, ...], or without a memory transitions, [N, ...]."""
+        memory, rows = jax.tree.map(lambda x: x[index], played)
+        (obs, start), action, target = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows) if remembers else rows
+        return _Given(obs, memory, start), action, target
 
     def critic_loss(
         params: PyTree, last: PyTree, policy_params: PyTree, played: PyTree, row: Any, hparams: Hyperparams
     ) -> tuple[Array, tuple[Array, Array]]:
         """Equation 1 on a minibatch, and its two parts; `last` are the parameters of Q'."""
         index, bits, key = row
-        obs, action, target = jax.tree.map(lambda x: x[index], played)
-        played_value = critics_at(params, obs, action)
+        given, action, target = pick(played, index)
+        played_value = critics_at(params, see(params, given), action)
         if not config.hybrid:
             online = jnp.mean(jnp.square(played_value - target[None]))
             return online, (online, jnp.float32(0.0))
-        drawn = draw(hparams, of_critic, bits)
-        following = q_value(last, drawn.next_obs, policy_at(policy_params, drawn.next_obs).sample(key))
-        bootstrapped = drawn.reward + drawn.discount * following
-        value = critics_at(params, drawn.obs, drawn.action)
+        given, drawn = draw(hparams, of_critic, bits)
+        (_, of_policy), (_, of_last) = (see_both(each, given, drawn.next_obs) for each in (policy_params, last))
+        following = q_value(last, of_last, policy_at(policy_params, of_policy).sample(key))
+        bootstrapped = drawn.reward + hparams.gamma * jnp.where(drawn.terminated, 0.0, following)
+        value = critics_at(params, see(params, given), drawn.action)
         total, offline, online = losses.hybrid_loss(
             value, bootstrapped[None], played_value, target[None], hparams.online_weight
         )
@@ -277,7 +350,8 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
 
         # All random numbers of the updates in one draw, before the loops.
         rounds = config.num_evaluations, config.num_updates
-        index = jax.random.randint(keys[0], (*rounds, config.batch_size), 0, batch_size)
+        num_windows = config.batch_size // length
+        index = jax.random.randint(keys[0], (*rounds, num_windows), 0, batch_size // length)
         bits = of_critic.noise(keys[1], *rounds) if of_critic else ()
         rows = index, bits, jax.random.split(keys[2], rounds)
         after, (online, offline) = jax.lax.scan(evaluation, (state.params["critic"], state.opt_state), rows)
@@ -289,8 +363,8 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
 
         # --- Collect ---------------------------------------------------------------------------------------------
         def look(obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
-            policy = policy_at(state.params["policy"], obs)
-            return Output(policy, jnp.zeros(start.shape), {}), memory
+            seen, memory = remember(state.params, obs, memory, start)
+            return Output(policy_at(state.params["policy"], seen), jnp.zeros(start.shape), {}), memory
 
         actor, batch, metrics = acting.collect(
             key_collect, env, hparams.env, state.actor, look, config.num_steps, reset
@@ -305,36 +379,44 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
         noise_now, noise_next = (jax.tree.map(lambda x, part=part: x[:, part], drawn) for part in (_NOW, _NEXT))
 
         # --- Evaluate --------------------------------------------------------------------------------------------
-        policy_params = state.params["policy"]
-        next_value = value_at(state.params, batch.next_obs, noise_next)
+        policy_params, before = state.params["policy"], state.actor.memory
+        given, given_critic = (_Given(batch.obs, before[name], batch.start) for name in ("policy", "critic"))
+        policy, next_policy = (
+            policy_at(policy_params, seen) for seen in see_both(policy_params, given, batch.next_obs)
+        )
+        _, next_seen = see_both(state.params["critic"], given_critic, batch.next_obs)
+        next_value = value_at(next_policy, state.params["critic"], next_seen, noise_next)
         target = returns.lambda_returns(batch.reward, next_value, *ends, hparams.gamma, 1.0)
-        flat = jax.tree.map(lambda x: x.reshape((batch_size, *x.shape[2:])), (batch.obs, batch.action, target))
-        (critic, opt_state), info = fit(state, flat, keys, hparams)
+        starts = batch.start if remembers else ()
+        rows = (batch.obs, starts), batch.action, target
+        memory = before["critic"], batch.memory["critic"]
+        (critic, opt_state), info = fit(state, _played(rows, memory, length, remembers), keys, hparams)
         metrics |= info
-        params = {"policy": policy_params, "critic": critic}
 
         # --- Advantages ------------------------------------------------------------------------------------------
-        value = value_at(params, batch.obs, noise_now)
-        next_value = value_at(params, batch.next_obs, noise_next)
+        seen, next_seen = see_both(critic, given_critic, batch.next_obs)
+        value = value_at(policy, critic, seen, noise_now)
+        next_value = value_at(next_policy, critic, next_seen, noise_next)
         advantage = returns.gae(batch.reward, value, next_value, *ends, hparams.gamma, hparams.gae_lambda)
         metrics["value/explained_variance"] = statistics.explained_variance(value, target)
-        parts = [(batch.obs, batch.action, advantage, hparams.online_weight if config.hybrid else jnp.float32(1.0))]
+        parts = [(given, batch.action, advantage, hparams.online_weight if config.hybrid else jnp.float32(1.0))]
         if of_policy:
             key_bits, key_action, key_value = jax.random.split(key_offline, 3)
-            obs = draw(hparams, of_policy, of_policy.noise(key_bits)).obs
-            action = policy_at(policy_params, obs).sample(key_action)
-            gain = q_value(critic, obs, action) - value_at(params, obs, noise(key_value, batch_size))
-            parts.append((obs, action, gain, jnp.float32(1.0)))
+            offline, drawn = draw(hparams, of_policy, of_policy.noise(key_bits))
+            drawn_policy = policy_at(policy_params, see(policy_params, offline))
+            action, seen = drawn_policy.sample(key_action), see(critic, offline)
+            average = value_at(drawn_policy, critic, seen, noise(key_value, *drawn.reward.shape))
+            parts.append((offline, action, q_value(critic, seen, action) - average, jnp.float32(1.0)))
 
         # --- Update the policy -----------------------------------------------------------------------------------
-        old = [policy_at(policy_params, obs) for obs, *_ in parts]
+        old = [policy_at(policy_params, see(policy_params, given)) for given, *_ in parts]
         old_log_prob = [policy.log_prob(action) for policy, (_, action, *_) in zip(old, parts, strict=True)]
         total = sum(weight for *_, weight in parts)
 
         def surrogate_and_kl(params: PyTree) -> tuple[Array, Array]:
             surrogate, kl = jnp.float32(0.0), jnp.float32(0.0)
-            for before, log_prob, (obs, action, advantage, weight) in zip(old, old_log_prob, parts, strict=True):
-                new = policy_at(params, obs)
+            for before, log_prob, (given, action, advantage, weight) in zip(old, old_log_prob, parts, strict=True):
+                new = policy_at(params, see(params, given))
                 ratio = jnp.exp(new.log_prob(action) - log_prob)
                 surrogate += weight / total * jnp.mean(ratio * advantage)
                 kl += weight / total * jnp.mean(before.kl(new))
@@ -348,10 +430,39 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
-            policy = policy_at(state.params["policy"], obs)
-        return acting.choose(env, Output(policy, jnp.float32(0.0), {}), key), memory
+            one, before = jax.tree.map(lambda x: x[None], (obs, memory))
+            found = remember(state.params, one, before, jnp.zeros(1, bool))
+            seen, after = jax.tree.map(lambda x: x[0], found)
+            policy = policy_at(state.params["policy"], seen)
+        return acting.choose(env, Output(policy, jnp.float32(0.0), {}), key), after
 
-    return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="hnpg", env=env, config=config)
+    return Algorithm(
+        init, step, act, hyperparams, initial_memory, env_steps=batch_size, name="hnpg", env=env, config=config
+    )
+
+
+def _played(rows: PyTree, memory: tuple[Memory, Memory], length: int, remembers: bool) -> tuple[Memory, PyTree]:
+    """A rollout as its single transitions, leaves [T B, ...], or as windows, [W, L, ...].
+
+    Args:
+      rows: leaves [T, B, ...].
+      memory: before the rollout, leaves [B, ...], and after each observation, [T, B, ...].
+      length: L, which divides T.
+      remembers: whether there is a memory.
+
+    Returns:
+      The memory before each window, leaves [W, ...], or (); and the rows.
+    """
+    if not remembers:
+        return (), trees.flatten_time(rows)
+    start, after = memory
+    before = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs[length - 1 : -1 : length]]), start, after)
+
+    def cut(x: Array) -> Array:
+        parts = x.reshape((-1, length, *x.shape[1:]))
+        return jnp.swapaxes(parts, 1, 2).reshape((-1, length, *x.shape[2:]))
+
+    return trees.flatten_time(before), jax.tree.map(cut, rows)
 
 
 _NOW, _NEXT = slice(None, -1), slice(1, None)

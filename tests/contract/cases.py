@@ -361,7 +361,13 @@ _HNPG_OPTIONS = {
     "reset_size": 2,
     "network": ControlConfig(hidden=(8,), num_critics=2),
 }
-_HNPG_INERT = {**_CPU, "online_weight": "only if hybrid", "hybrid": "it needs a dataset; see test_hnpg.py"}
+_HNPG_INERT = {
+    **_CPU,
+    "online_weight": "only if hybrid",
+    "hybrid": "it needs a dataset; see test_hnpg.py",
+    "memory": "see hnpg-recurrent",
+    **dict.fromkeys(("memory_size", "length"), "only with a memory; see hnpg-recurrent"),
+}
 
 
 def _utilities(**config: Any) -> Algorithm:
@@ -700,6 +706,18 @@ CASES = {
             ),
             "num_action_samples": "not with discrete actions",
             "backtrack_factor": "the whole step is good; hnpg-continuous shortens it",
+        },
+        slow=True,
+    ),
+    "hnpg-recurrent": Case(
+        "hnpg",
+        _hnpg("probe/Memory", memory="gru", memory_size=4, length=4),
+        {"max_kl": 0.05, "max_grad_norm": 1.0},
+        {"memory_size": 8, "length": 2},
+        {
+            **_HNPG_INERT,
+            "backtrack_factor": "the whole step is good; hnpg-continuous shortens it",
+            "num_action_samples": "not with discrete actions",
         },
         slow=True,
     ),

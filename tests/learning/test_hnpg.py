@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import jaxrl
-from jaxrl import datasets
+from jaxrl import datasets, rollout
 from jaxrl.algorithms import hnpg
 from jaxrl.buffers import Experience
 from jaxrl.envs import locks
 from jaxrl.networks.control import ControlConfig
+from jaxrl.networks.history import History, apply_step, init_params
 
 SMALL = {"num_envs": 16, "num_steps": 16, "network": ControlConfig(hidden=(32,), num_critics=1, activation="tanh")}
 GAMMA = 0.5
@@ -48,8 +49,8 @@ def episodes(env, num_episodes, epsilon, favorite=None, reward=None):
 def nets_of(agent, state, obs):
     """Q of all discrete actions, and the policy's probabilities."""
     nets = hnpg.control_networks(agent.env.observation_space, agent.env.action_space, True, agent.config.network)
-    values = nets.critic.apply({"params": state.params["critic"]}, obs)
-    logits, _ = nets.policy.apply({"params": state.params["policy"]}, obs)
+    values = nets.critic.apply(state.params["critic"]["network"], obs)
+    logits, _ = nets.policy.apply(state.params["policy"]["network"], obs)
     return np.asarray(values).mean(0), np.asarray(jax.nn.softmax(logits))
 
 
@@ -129,6 +130,62 @@ def test_without_a_dataset_it_learns_from_its_rollouts():
     play = jax.jit(jax.vmap(jaxrl.evaluate(agent, 32), (0, 0, None)))
     got = np.asarray(play(jax.random.split(jax.random.key(1), 5), states, hparams.env).mean_return)
     assert (got >= 0.95).all(), got
+
+
+def test_windows_begin_with_the_memory_that_was_there():
+    """A rollout cut into windows of 3 says at each step what it said as a whole; with other memories it does not."""
+    env = jaxrl.make_env("probe/Memory")
+    net = History(env.observation_space, size=4)
+    draws = jax.random.split(jax.random.key(0), 3)
+    obs, start = jax.random.normal(draws[0], (9, 2, 2)), jax.random.bernoulli(draws[1], 0.2, (9, 2))
+    params = init_params(net, draws[2], obs[0, 0])
+    before = net.initial_memory((2,)) + 0.5
+    whole, _ = net.apply(params, obs, before, start)
+
+    def step(memory, row):
+        _, memory = apply_step(net, params, row[0], memory, row[1])
+        return memory, memory
+
+    _, after = jax.lax.scan(step, before, (obs, start))
+    memory, (seen, starts, expected) = hnpg._played((obs, start, whole), (before, after), 3, True)
+    assert seen.shape == (6, 3, 2)
+    column = lambda x: jnp.swapaxes(x, 0, 1)
+    got, _ = net.apply(params, column(seen), memory, column(starts))
+    np.testing.assert_allclose(got, column(expected), atol=1e-6)
+    fresh, _ = net.apply(params, column(seen), jnp.zeros_like(memory), column(starts))
+    assert np.abs(np.asarray(fresh - column(expected))).max() > 0.1
+
+
+@pytest.mark.slow
+def test_a_memory_is_learned_from_the_dataset():
+    """Rollouts that pay nothing, and a dataset of random play that pays for what has to be kept in mind."""
+    env = jaxrl.make_env("probe/Memory")
+    params = env.default_params()
+
+    def at_random(key, obs, memory, start):
+        action = jax.random.bernoulli(key, 0.5, (64,)).astype(jnp.int32)
+        return action, action, memory, ()
+
+    reset, draws = rollout.Reset(), jax.random.split(jax.random.key(1), 40)
+    actor = rollout.start(jax.random.key(0), env, params, 64, (), reset)
+    _, batch, _ = rollout.collect(jax.random.key(2), env, params, actor, at_random, draws, reset)
+    rows = Experience(batch.obs, batch.action, batch.reward, batch.terminated, batch.truncated, batch.next_obs)
+    sizes = {"num_envs": 16, "num_steps": 32, "num_evaluations": 2, "num_updates": 10, "batch_size": 128, "length": 8}
+    layers = ControlConfig(hidden=(16,), num_critics=1, activation="tanh")
+
+    def learned(memory):
+        agent = jaxrl.make("hnpg", env, hybrid=True, network=layers, memory=memory, memory_size=16, **sizes)
+        silent = dataclasses.replace(params, reward=jnp.float32(0.0))
+        hparams = agent.hyperparams(replay=datasets.dataset(rows), env=silent, online_weight=0.1, learning_rate=3e-3)
+        run = jax.jit(jax.vmap(jaxrl.train(agent, 80), (0, None)))
+        states, _ = run(jax.random.split(jax.random.key(0), 5), hparams)
+        test = jax.jit(jax.vmap(jaxrl.evaluate(agent, 64), (0, 0, None)))
+        return np.asarray(test(jax.random.split(jax.random.key(1), 5), states, params).mean_return)
+
+    got = learned("gru")
+    print(np.round(got, 2))
+    assert (got >= 0.95).sum() >= 4, got
+    assert np.abs(learned("none")).max() < 0.5
 
 
 @pytest.mark.slow

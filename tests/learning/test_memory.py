@@ -10,10 +10,12 @@ import pytest
 import jaxrl
 from jaxrl import spaces
 from jaxrl.networks import NetworkConfig
+from jaxrl.networks.control import ControlConfig
 from jaxrl.networks.critics import CriticConfig
 
 NUM_SEEDS = 5
 GRU = NetworkConfig(hidden=(16,), memory="gru", memory_size=16)
+SMALL = ControlConfig(hidden=(16,), num_critics=1, activation="tanh")
 LAYERS = CriticConfig(actor_hidden=(32,), features=(32,), head_hidden=(32,), memory="gru", memory_size=16)
 # name: (iterations, config, hyperparameters)
 SETTINGS = {
@@ -32,6 +34,11 @@ SETTINGS = {
     "mac": (300, {"num_envs": 16, "num_steps": 64, "max_level": 3}, {}),
     "bpg": (80, {"num_envs": 32, "num_steps": 4}, {}),
     "trpo": (40, {"num_envs": 16, "num_steps": 32, "num_minibatches": 2}, {}),
+    "hnpg": (
+        80,
+        {"num_envs": 16, "num_steps": 32, "num_evaluations": 2, "num_updates": 10, "length": 8, "memory_size": 16},
+        {"learning_rate": 3e-3},
+    ),
     "reppo": (
         60,
         {"num_envs": 16, "num_steps": 32, "num_minibatches": 4, "num_bins": 51, "normalize_observations": False},
@@ -52,10 +59,15 @@ def task(name):
     return env._replace(step=step, action_space=spaces.box(-1.0, 1.0, (1,)))
 
 
-def learned(name, network):
+def learned(name, memory):
     """Mean return of 64 episodes of each seed, at most 1."""
     num_iterations, config, hparams = SETTINGS[name]
-    agent = jaxrl.make(name, task(name), network=network, **config)
+    if name == "hnpg":
+        config = {**config, "memory": memory, "network": SMALL}
+    else:
+        layers = LAYERS if name == "reppo" else dataclasses.replace(GRU, share_core=name != "trpo")
+        config = {**config, "network": dataclasses.replace(layers, memory=memory)}
+    agent = jaxrl.make(name, task(name), **config)
     hparams = agent.hyperparams(**hparams)
     run = jax.jit(jax.vmap(jaxrl.train(agent, num_iterations), (0, None)))
     states, _ = run(jax.random.split(jax.random.key(0), NUM_SEEDS), hparams)
@@ -66,17 +78,15 @@ def learned(name, network):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_memory_is_learned_to_be_used(name):
-    network = LAYERS if name == "reppo" else dataclasses.replace(GRU, share_core=name != "trpo")
-    got = learned(name, network)
+    got = learned(name, "gru")
     print(name, np.round(got, 2))
     assert (got >= 0.95).sum() >= NUM_SEEDS - 1, got
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["props", "harpg", "mac", "bpg", "reppo"])
+@pytest.mark.parametrize("name", ["props", "harpg", "mac", "bpg", "hnpg", "reppo"])
 def test_without_a_memory_it_cannot_be_known(name):
-    network = dataclasses.replace(LAYERS if name == "reppo" else GRU, memory="none")
-    assert np.abs(learned(name, network)).max() < 0.5
+    assert np.abs(learned(name, "none")).max() < 0.5
 
 
 def test_what_shares_a_core_is_refused_where_steps_are_separate():
