@@ -7,6 +7,9 @@ One step of the algorithm, with its shapes:
     update         num_epochs times: shuffle into M minibatches                  [M, N/M]
       each         one optimizer step on the head's loss; the network is normalized
 
+With a memory minibatches are of whole environments, from the memory that they had when the rollout began. (The authors'
+recurrent program begins each update some steps earlier instead, and keeps those steps of the last rollout for that.)
+
 Differences from the authors' code: a truncated episode bootstraps from its true successor, where theirs takes every end
 for a termination; the head may be any of `jaxrl.values`, which learns the λ-return as if it were certain.
 """
@@ -21,9 +24,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxrl import rollout, validation, values
-from jaxrl.networks.initializers import initialize
-from jaxrl.networks.q_network import QNetworkConfig, q_network
-from jaxrl.ops import minibatches, returns, schedules
+from jaxrl.networks.q_network import QNetworkConfig, QOutput, apply_one, apply_step, init_params, q_network
+from jaxrl.ops import minibatches, returns, schedules, trees
 from jaxrl.ops.leaves import Leaf, build
 from jaxrl.ops.optimizers import Optimizer
 from jaxrl.types import Action, Algorithm, Env, Key, Memory, Metrics, Observation, memoize
@@ -153,8 +155,7 @@ def pqn(
 
     Raises:
       ValueError: actions are not discrete, a count is not positive, a rollout does not split evenly into minibatches, a
-        choice is unknown, the network or the head is random or has a memory, or the head reads the values of all
-        actions.
+        choice is unknown, the network or the head is random, or the head reads the values of all actions.
 
     Example:
       >>> import jaxrl
@@ -166,15 +167,11 @@ def pqn(
     validation.counts("pqn", config, ("num_envs", "num_steps", "num_epochs", "num_minibatches"))
     validation.choices("pqn", config)
     validation.layers("pqn", config.network, QNetworkConfig)
-    minibatches.validate(config.num_steps, config.num_envs, config.num_minibatches, whole_sequences=False)
+    recurrent = config.network.memory != "none"
+    minibatches.validate(config.num_steps, config.num_envs, config.num_minibatches, recurrent)
     reset = rollout.Reset(config.reset, config.reset_size)
     reset.validate(config.num_envs)
     net = q_network(env.observation_space, env.action_space, head.size, bool(head.fractions), config.network)
-    if net.recurrent:
-        raise ValueError(
-            f"pqn: the network must have no memory; got memory = {config.network.memory!r}. Use dqn with memory, which "
-            "learns from sequences."
-        )
     if net.stochastic:
         raise ValueError(
             f"pqn: network and head must not be random; got noisy = {config.network.noisy} and head = {head.name!r}. "
@@ -188,14 +185,14 @@ def pqn(
     def hyperparams(**changes: Any) -> Hyperparams:
         return build(Hyperparams, _LEAVES, config, changes, env=env.default_params(), head=head.init())
 
-    def values_of(params: PyTree, coefficients: PyTree, obs: Observation) -> Float[Array, "... A"]:
-        value = head.mean(coefficients, net.apply(params, obs))  # type: ignore[arg-type]
-        return values.legal_only(value, obs)
+    def values_of(output: QOutput, coefficients: PyTree, obs: Observation) -> Float[Array, "... A"]:
+        return values.legal_only(head.mean(coefficients, output), obs)
 
     def init(key: Key, hparams: Hyperparams) -> State:
         key, key_params, key_actor = jax.random.split(key, 3)
-        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, (), reset)
-        params = initialize(net, key_params, jax.tree.map(lambda x: x[0], actor.obs))
+        memory = net.initial_memory((config.num_envs,))
+        actor = rollout.start(key_actor, env, hparams.env, config.num_envs, memory, reset)
+        params = init_params(net, key_params, jax.tree.map(lambda x: x[0], actor.obs))
         return State(
             key=key,
             params=params,
@@ -221,16 +218,19 @@ def pqn(
 
         # --- Collect -------------------------------------------------------------------------------------------------
         def policy(noise: Array, obs: Observation, memory: Memory, start: Array) -> tuple[Any, Any, Memory, Any]:
-            action = values.epsilon_greedy(noise, values_of(state.params, hparams.head, obs), epsilon)
-            return action, action, memory, ()
+            output = apply_step(net, state.params, obs, memory=memory, start=start)
+            action = values.epsilon_greedy(noise, values_of(output, hparams.head, obs), epsilon)
+            return action, action, output.memory, ()
 
         noise = jax.random.uniform(key_noise, (config.num_steps, config.num_envs, 2))
         actor, batch, metrics = rollout.collect(key_collect, env, hparams.env, state.actor, policy, noise, reset)
 
         # --- Estimate ------------------------------------------------------------------------------------------------
+        next_obs, memory = trees.flatten_time((batch.next_obs, batch.memory))
+        following = values_of(apply_step(net, state.params, next_obs, memory=memory), hparams.head, next_obs)
         goal = returns.lambda_returns(
             hparams.reward_scale * batch.reward,
-            jnp.max(values_of(state.params, hparams.head, batch.next_obs), axis=-1),
+            jnp.max(following, axis=-1).reshape(batch.reward.shape),
             batch.terminated,
             batch.truncated,
             hparams.gamma,
@@ -238,9 +238,14 @@ def pqn(
         )
 
         # --- Update --------------------------------------------------------------------------------------------------
-        def loss(params: PyTree, sample: tuple[Observation, Array, Array]) -> tuple[Array, Array]:
-            obs, action, goal = sample
-            output: Any = net.apply(params, obs)
+        def loss(
+            params: PyTree, sample: tuple[Observation, Array, Array, Array], memory: Memory
+        ) -> tuple[Array, Array]:
+            obs, start, action, goal = sample
+            output: Any = net.apply(params, obs, memory=memory, start=start)
+            output = dataclasses.replace(output, memory=())
+            if recurrent:
+                output, action, goal = trees.flatten_time((output, action, goal))
             taken = jnp.take_along_axis(output.values, action[:, None, None], axis=1)[:, 0]
             # Nothing follows a return: the successor's discount is 0, so its outputs are not read.
             weight = jax.nn.one_hot(action, output.values.shape[1], dtype=jnp.float32)
@@ -251,14 +256,14 @@ def pqn(
 
         def update(carry: tuple[PyTree, Any], sample: Any) -> tuple[tuple[PyTree, Any], Metrics]:
             params, opt_state = carry
-            (value_loss, surprise), gradient = jax.value_and_grad(loss, has_aux=True)(params, sample)
+            (value_loss, surprise), gradient = jax.value_and_grad(loss, has_aux=True)(params, *sample)
             updates, opt_state = transform.update(gradient, opt_state, params)
             info = {"loss/value": value_loss, "loss/surprise": surprise, "gradient/norm": optax.tree.norm(gradient)}
             return (optax.apply_updates(params, updates), opt_state), info
 
         def epoch(carry: tuple[PyTree, Any], key: Key) -> tuple[tuple[PyTree, Any], Metrics]:
-            samples = (batch.obs, batch.action, goal)
-            parts, _ = minibatches.shuffled(key, samples, (), config.num_minibatches, whole_sequences=False)
+            samples = (batch.obs, batch.start, batch.action, goal)
+            parts = minibatches.shuffled(key, samples, state.actor.memory, config.num_minibatches, recurrent)
             return jax.lax.scan(update, carry, parts)
 
         (params, opt_state), info = jax.lax.scan(epoch, (state.params, state.opt_state), keys_epoch)
@@ -275,12 +280,15 @@ def pqn(
 
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
-            value = values_of(state.params, state.head, obs)
+            output = apply_one(net, state.params, obs, memory=memory)
+            value, memory = values_of(output, state.head, obs), output.memory
         if key is None:
             return jnp.argmax(value, axis=-1).astype(jnp.int32), memory
         return values.epsilon_greedy(jax.random.uniform(key, (2,)), value, state.epsilon), memory
 
-    return Algorithm(init, step, act, hyperparams, env_steps=batch_size, name="pqn", env=env, config=config)
+    return Algorithm(
+        init, step, act, hyperparams, net.initial_memory, env_steps=batch_size, name="pqn", env=env, config=config
+    )
 
 
 _LEAVES = {

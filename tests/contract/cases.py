@@ -443,15 +443,16 @@ def _dqn(components: dict[str, Any] | None = None, **changes: Any) -> Callable[.
     return lambda **config: dqn.dqn(env, config=dqn.Config(**{**tiny, **config}), **(components or {}))
 
 
-def _pqn(**config: Any) -> Algorithm:
+def _pqn(env: str, **changes: Any) -> Callable[..., Algorithm]:
     tiny = {
         "num_envs": 2,
         "num_steps": 4,
         "num_epochs": 2,
         "num_minibatches": 2,
         "network": QNetworkConfig(hidden=(8,)),
+        **changes,
     }
-    return pqn.pqn(jaxrl.make_env("probe/Credit"), config=pqn.Config(**{**tiny, **config}))
+    return lambda **config: pqn.pqn(jaxrl.make_env(env), config=pqn.Config(**{**tiny, **config}))
 
 
 def _sqirl(**config: Any) -> Algorithm:
@@ -1123,7 +1124,7 @@ CASES = {
     ),
     "pqn": Case(
         "pqn",
-        _pqn,
+        _pqn("probe/Credit"),
         {"epsilon_end": 0.1, "epsilon_fraction": 0.5, "horizon": 40, "max_grad_norm": 0.1},
         {
             "num_envs": 4,
@@ -1136,6 +1137,14 @@ CASES = {
             "network": QNetworkConfig(hidden=(8,), activation="tanh"),
         },
         _CPU,
+    ),
+    "pqn-recurrent": Case(
+        "pqn",
+        _pqn("probe/Memory", network=QNetworkConfig(hidden=(8, 8), memory="gru", memory_size=4)),
+        {"epsilon_end": 0.1, "epsilon_fraction": 0.5, "horizon": 40, "max_grad_norm": 0.1},
+        {},
+        _CPU,
+        slow=True,
     ),
     "sac": Case(
         "sac",

@@ -165,8 +165,8 @@ def test_pqn_takes_no_random_parts():
     for changes in ({"head": values.implicit_quantile()}, {"config": pqn.Config(network=QNetworkConfig(noisy=True))}):
         with pytest.raises(ValueError, match="must not be random"):
             pqn.pqn(env, **changes)
-    with pytest.raises(ValueError, match="must have no memory"):
-        pqn.pqn(env, config=pqn.Config(network=QNetworkConfig(memory="gru")))
+    with pytest.raises(ValueError, match="whole environments are shuffled, so num_envs must be divisible"):
+        pqn.pqn(env, config=pqn.Config(num_envs=8, num_minibatches=16, network=QNetworkConfig(memory="gru")))
 
 
 def test_a_resumed_population_has_no_conditional():

@@ -121,7 +121,7 @@ def test_updates_are_those_of_the_formulas(lengths):
         params = after.params["params"]
         found = {"rho": after.average_reward, "value": params["value"]["kernel"], "policy": params["policy"]["kernel"]}
         for name, leaf in found.items():
-            np.testing.assert_allclose(leaf, oracle.learned[name], rtol=1e-4, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(leaf, oracle.learned[name], rtol=1e-5, atol=1e-5, err_msg=name)
         state = after
     assert seen == ({0, 1, 2} if lengths == "geometric" else {2})
 

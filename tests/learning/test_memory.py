@@ -12,9 +12,11 @@ from jaxrl import spaces
 from jaxrl.networks import NetworkConfig
 from jaxrl.networks.control import ControlConfig
 from jaxrl.networks.critics import CriticConfig
+from jaxrl.networks.q_network import QNetworkConfig
 
 NUM_SEEDS = 5
 GRU = NetworkConfig(hidden=(16,), memory="gru", memory_size=16)
+VALUES = QNetworkConfig(hidden=(32, 32), layer_norm=True, memory="gru", memory_size=16)
 SMALL = ControlConfig(hidden=(16,), num_critics=1, activation="tanh")
 LAYERS = CriticConfig(actor_hidden=(32,), features=(32,), head_hidden=(32,), memory="gru", memory_size=16)
 # name: (iterations, config, hyperparameters)
@@ -33,6 +35,11 @@ SETTINGS = {
     "n_pg_igt": (200, {"num_envs": 32, "num_steps": 16}, {}),
     "mac": (300, {"num_envs": 16, "num_steps": 64, "max_level": 3}, {}),
     "bpg": (80, {"num_envs": 32, "num_steps": 4}, {}),
+    "pqn": (
+        100,
+        {"num_envs": 16, "num_steps": 32, "num_minibatches": 4},
+        {"learning_rate": 3e-3, "horizon": 51_200.0, "gamma": 0.9},
+    ),
     "trpo": (40, {"num_envs": 16, "num_steps": 32, "num_minibatches": 2}, {}),
     "hnpg": (
         80,
@@ -64,6 +71,8 @@ def learned(name, memory):
     num_iterations, config, hparams = SETTINGS[name]
     if name == "hnpg":
         config = {**config, "memory": memory, "network": SMALL}
+    elif name == "pqn":
+        config = {**config, "network": dataclasses.replace(VALUES, memory=memory)}
     else:
         layers = LAYERS if name == "reppo" else dataclasses.replace(GRU, share_core=name != "trpo")
         config = {**config, "network": dataclasses.replace(layers, memory=memory)}
@@ -84,7 +93,7 @@ def test_a_memory_is_learned_to_be_used(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["props", "harpg", "mac", "bpg", "hnpg", "reppo"])
+@pytest.mark.parametrize("name", ["props", "harpg", "mac", "bpg", "hnpg", "reppo", "pqn"])
 def test_without_a_memory_it_cannot_be_known(name):
     assert np.abs(learned(name, "none")).max() < 0.5
 
