@@ -32,29 +32,30 @@ def test_the_step_is_the_mean_of_the_posterior(model, natural, fisher):
     rate, damping, noise = 0.5, 0.3, 0.2
     hparams = agent.hyperparams(learning_rate=rate, damping=damping, noise=noise)
     before = agent.init(jax.random.key(0), hparams)
-    # Away from an even chance for both actions.
-    params = jax.tree.map(lambda x: x + 0.3, before.params)
-    after, metrics = jax.jit(agent.step)(before.replace(params=params), hparams)
-    net = actor_critic(env.observation_space, env.action_space, critic=False, hidden=(4,))
-    log_probs = lambda params: jax.nn.log_softmax(net.apply(params, jnp.zeros(1))[0].policy.logits)
-    each = jax.jacobian(log_probs)(params)
-    table = np.stack([flat(jax.tree.map(lambda x, a=a: x[a], each)) for a in range(2)], axis=1)
-    num_right = round((float(metrics["return/mean"]) + 1.0) / 2.0 * num)
-    assert 0 < num_right < num, "both actions must be there"
-    actions = np.array([1] * num_right + [0] * (num - num_right))
-    scores, returns = table[:, actions], 2.0 * actions - 1.0
-    chances = np.exp(np.asarray(log_probs(params), np.float64))
-    matrix = scores @ scores.T / num if fisher == "scores" else (table * chances) @ table.T
-    matrix = matrix + damping * np.sum(np.square(scores)) / num * np.eye(len(scores))
-    similarity = scores.T @ np.linalg.solve(matrix, scores)
-    if model == "returns":
-        mean = scores @ np.linalg.solve(similarity + noise * np.trace(similarity) / num * np.eye(num), returns)
-    else:
-        kernel = np.square(1.0 + similarity)
-        kernel += noise * np.trace(kernel) / num * np.eye(num)
-        mean = scores * returns @ np.linalg.solve(kernel, 1.0 + np.diagonal(similarity))
-    direction = np.linalg.solve(matrix, mean) if natural else mean
-    np.testing.assert_allclose(flat(after.params) - flat(params), rate * direction, rtol=1e-2, atol=1e-4)
+    with jax.enable_x64(True):
+        # Away from an even chance for both actions.
+        params = jax.tree.map(lambda x: x.astype(jnp.float64) + 0.3, before.params)
+        after, metrics = jax.jit(agent.step)(before.replace(params=params), hparams)
+        net = actor_critic(env.observation_space, env.action_space, critic=False, hidden=(4,))
+        log_probs = lambda params: jax.nn.log_softmax(net.apply(params, jnp.zeros(1))[0].policy.logits)
+        each = jax.jacobian(log_probs)(params)
+        table = np.stack([flat(jax.tree.map(lambda x, a=a: x[a], each)) for a in range(2)], axis=1)
+        num_right = round((float(metrics["return/mean"]) + 1.0) / 2.0 * num)
+        assert 0 < num_right < num, "both actions must be there"
+        actions = np.array([1] * num_right + [0] * (num - num_right))
+        scores, returns = table[:, actions], 2.0 * actions - 1.0
+        chances = np.exp(np.asarray(log_probs(params), np.float64))
+        matrix = scores @ scores.T / num if fisher == "scores" else (table * chances) @ table.T
+        matrix = matrix + damping * np.sum(np.square(scores)) / num * np.eye(len(scores))
+        similarity = scores.T @ np.linalg.solve(matrix, scores)
+        if model == "returns":
+            mean = scores @ np.linalg.solve(similarity + noise * np.trace(similarity) / num * np.eye(num), returns)
+        else:
+            kernel = np.square(1.0 + similarity)
+            kernel += noise * np.trace(kernel) / num * np.eye(num)
+            mean = scores * returns @ np.linalg.solve(kernel, 1.0 + np.diagonal(similarity))
+        direction = np.linalg.solve(matrix, mean) if natural else mean
+        np.testing.assert_allclose(flat(after.params) - flat(params), rate * direction, rtol=1e-5, atol=1e-6)
 
 
 def test_what_comes_after_an_episodes_end_does_not_count():

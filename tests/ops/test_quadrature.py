@@ -35,21 +35,25 @@ def float32(*arrays):
     return [jnp.asarray(array, jnp.float32) for array in arrays]
 
 
+@pytest.mark.parametrize("double, tolerance", [(False, 2e-3), (True, 1e-9)])
 @pytest.mark.parametrize("model", [1, 2])
 @pytest.mark.parametrize("num, num_parameters", [(12, 3), (6, 20)])
-def test_the_posterior_is_that_of_parameter_space(model, num, num_parameters):
+def test_the_posterior_is_that_of_parameter_space(model, num, num_parameters, double, tolerance):
     generator = np.random.default_rng(0)
     scores = generator.normal(size=(num_parameters, num)) * generator.uniform(0.5, 2.0, (num_parameters, 1))
     returns = generator.normal(size=num)
     fisher = scores @ scores.T / num + DAMPING * np.sum(np.square(scores)) / num * np.eye(num_parameters)
     mean, natural, trace = reference(scores, returns, fisher, NOISE, model)
-    gram, target, noise, total = float32(scores.T @ scores, returns, NOISE, np.trace(fisher))
-    inverse, ridge = quadrature.of_scores(gram, jnp.float32(DAMPING))
-    np.testing.assert_allclose(ridge, DAMPING * np.sum(np.square(scores)) / num, rtol=1e-5)
-    found = quadrature.posterior(gram @ inverse, gram, target, num_parameters, total, noise, model)
-    np.testing.assert_allclose(scores @ np.asarray(found.coefficients), mean, rtol=2e-3, atol=1e-4)
-    np.testing.assert_allclose(scores @ np.asarray(inverse @ found.coefficients), natural, rtol=2e-3, atol=1e-4)
-    np.testing.assert_allclose(found.trace, trace, rtol=2e-3)
+    with jax.enable_x64(double):
+        real = jnp.float64 if double else jnp.float32
+        gram, target, noise, total = (real(x) for x in (scores.T @ scores, returns, NOISE, np.trace(fisher)))
+        inverse, ridge = quadrature.of_scores(gram, real(DAMPING))
+        found = quadrature.posterior(gram @ inverse, gram, target, num_parameters, total, noise, model)
+        along = np.asarray(found.coefficients), np.asarray(inverse @ found.coefficients)
+    np.testing.assert_allclose(ridge, DAMPING * np.sum(np.square(scores)) / num, rtol=min(tolerance, 1e-5))
+    for coefficients, expected in zip(along, (mean, natural), strict=True):
+        np.testing.assert_allclose(scores @ coefficients, expected, rtol=tolerance, atol=0.05 * tolerance)
+    np.testing.assert_allclose(found.trace, trace, rtol=tolerance)
     assert 0.0 < found.trace < found.prior_trace
 
 
