@@ -50,11 +50,12 @@ def test_the_posterior_is_that_of_parameter_space(model, num, num_parameters, do
         inverse, ridge = quadrature.of_scores(gram, real(DAMPING))
         found = quadrature.posterior(gram @ inverse, gram, target, num_parameters, total, noise, model)
         along = np.asarray(found.coefficients), np.asarray(inverse @ found.coefficients)
+        ridge, found_trace, prior_trace = float(ridge), float(found.trace), float(found.prior_trace)
     np.testing.assert_allclose(ridge, DAMPING * np.sum(np.square(scores)) / num, rtol=min(tolerance, 1e-5))
     for coefficients, expected in zip(along, (mean, natural), strict=True):
         np.testing.assert_allclose(scores @ coefficients, expected, rtol=tolerance, atol=0.05 * tolerance)
-    np.testing.assert_allclose(found.trace, trace, rtol=tolerance)
-    assert 0.0 < found.trace < found.prior_trace
+    np.testing.assert_allclose(found_trace, trace, rtol=tolerance)
+    assert 0.0 < found_trace < prior_trace
 
 
 # --- A Gaussian policy on a bandit: a ~ N(0, 1), θ = (mean, standard deviation) = (0, 1) -----------------------------
