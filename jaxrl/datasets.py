@@ -133,5 +133,6 @@ def check(env: Env, data: Any, num_rows: int) -> None:
             )
     if data.items.reward.shape[0] < num_rows:
         raise ValueError(
-            f"replay: a draw needs {num_rows} rows in a stream (n_step); the dataset has {data.items.reward.shape[0]}."
+            f"replay: a draw needs {num_rows} rows in a stream (n_step, or length); the dataset has "
+            f"{data.items.reward.shape[0]}."
         )

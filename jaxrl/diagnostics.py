@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxrl import spaces
 from jaxrl.networks import ActorCritic
+from jaxrl.networks.actor_critic import is_core
 from jaxrl.networks.torsos import CNN, MLP, Conv, activation_function
 from jaxrl.types import Key, Metrics
 
@@ -299,13 +300,13 @@ def torso_activations(net: ActorCritic, layers: Any) -> dict[str, list[Array]]:
             found += [activate(layer["__call__"][0]) for layer in layers_of_node if layer is not None]
         return found
 
-    torsos = {name: below(node) for name, node in layers.items() if not _is_core(name) and isinstance(node, dict)}
+    torsos = {name: below(node) for name, node in layers.items() if not is_core(name) and isinstance(node, dict)}
     return {name: activations for name, activations in torsos.items() if activations}
 
 
 def last_features(layers: Any) -> dict[str, Float[Array, "... D"]]:
     """What the heads read: the outputs of the two torsos, or of the recurrent cores."""
-    if cores := {name: node["__call__"][0][1] for name, node in layers.items() if _is_core(name)}:
+    if cores := {name: node["__call__"][0][1] for name, node in layers.items() if is_core(name)}:
         return cores
     return {name: layers[name]["__call__"][0] for name in ("actor", "critic")}
 
@@ -331,11 +332,7 @@ def _singular_values(x: Float[Array, "N D"]) -> Float[Array, " 2K"]:
 
 def _is_kept(module: nn.Module, method: str) -> bool:
     kinds = (MLP, CNN, Conv, nn.Dense, nn.LayerNorm, nn.WeightNorm)
-    return method == "__call__" and (isinstance(module, kinds) or _is_core(module.name or ""))
-
-
-def _is_core(name: str) -> bool:
-    return name in ("core", "actor_core", "critic_core")
+    return method == "__call__" and (isinstance(module, kinds) or is_core(module.name or ""))
 
 
 def _has_image(space: spaces.Space) -> bool:

@@ -65,7 +65,7 @@ class Config:
       discount_credit: whether c_t has the factor γ^t. Without it g is not the gradient of any function.
       num_value_updates: steps of the value function's optimizer per iteration, each on the whole first batch.
       matmul_precision: of matrix products on GPU and TPU: float32, tensorfloat32 or bfloat16.
-      network: the default network's layers; it may have no memory.
+      network: the default network's layers and memory.
     """
 
     num_envs: int = 8

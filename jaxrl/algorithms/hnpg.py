@@ -166,9 +166,9 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
 
     Raises:
       ValueError: counts that are not positive or that windows do not divide, other actions or illegal ones, a
-        `config.network` of another class,
-        critics that learn distributions, drop units, are normalized by the batch or on spheres; on `init` a hybrid
-        without a dataset or with one of another environment, or a dataset that would have no effect.
+        `config.network` of another class, critics that learn distributions, drop units, are normalized by the batch or
+        on spheres; on `init` a hybrid without a dataset or with one of another environment, or a dataset that would
+        have no effect.
 
     Example:
       >>> import jaxrl
@@ -231,16 +231,15 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
             return given.obs, next_obs
         return apply_with_successors(history, params["history"], given.obs, next_obs, given.memory, given.start)
 
-    def initial_memory(batch_shape: tuple[int, ...] = ()) -> dict[str, Memory]:
-        return {name: history.initial_memory(batch_shape) if remembers else () for name in ("policy", "critic")}
+    def initial_memory(batch_shape: tuple[int, ...] = ()) -> Memory:
+        return {name: history.initial_memory(batch_shape) for name in ("policy", "critic")} if remembers else ()
 
-    def remember(params: PyTree, obs: Observation, memory: PyTree, start: Array) -> tuple[Observation, PyTree]:
-        """What stands for one observation of each of B environments for the policy, and both memories after them."""
+    def remember(name: str, params: PyTree, obs: Observation, memory: PyTree, start: Array) -> tuple[Any, PyTree]:
+        """What stands for one observation of each of B environments, and the memories, that of this name after it."""
         if not remembers:
             return obs, memory
-        step = lambda name: apply_step(history, params[name]["history"], obs, memory[name], start)
-        (seen, of_policy), (_, of_critic) = step("policy"), step("critic")
-        return seen, {"policy": of_policy, "critic": of_critic}
+        seen, after = apply_step(history, params[name]["history"], obs, memory[name], start)
+        return seen, {**memory, name: after}
 
     def policy_at(params: PyTree, seen: Observation) -> Any:
         outputs: Any = policy_net.apply(params["network"], seen)
@@ -363,7 +362,8 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
 
         # --- Collect ---------------------------------------------------------------------------------------------
         def look(obs: Observation, memory: Memory, start: Array) -> tuple[Output, Memory]:
-            seen, memory = remember(state.params, obs, memory, start)
+            seen, memory = remember("policy", state.params, obs, memory, start)
+            _, memory = remember("critic", state.params, obs, memory, start)
             return Output(policy_at(state.params["policy"], seen), jnp.zeros(start.shape), {}), memory
 
         actor, batch, metrics = acting.collect(
@@ -379,8 +379,11 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
         noise_now, noise_next = (jax.tree.map(lambda x, part=part: x[:, part], drawn) for part in (_NOW, _NEXT))
 
         # --- Evaluate --------------------------------------------------------------------------------------------
-        policy_params, before = state.params["policy"], state.actor.memory
-        given, given_critic = (_Given(batch.obs, before[name], batch.start) for name in ("policy", "critic"))
+        policy_params = state.params["policy"]
+        of = lambda memory, name: memory[name] if remembers else ()
+        given, given_critic = (
+            _Given(batch.obs, of(state.actor.memory, name), batch.start) for name in ("policy", "critic")
+        )
         policy, next_policy = (
             policy_at(policy_params, seen) for seen in see_both(policy_params, given, batch.next_obs)
         )
@@ -389,7 +392,7 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
         target = returns.lambda_returns(batch.reward, next_value, *ends, hparams.gamma, 1.0)
         starts = batch.start if remembers else ()
         rows = (batch.obs, starts), batch.action, target
-        memory = before["critic"], batch.memory["critic"]
+        memory = given_critic.memory, of(batch.memory, "critic")
         (critic, opt_state), info = fit(state, _played(rows, memory, length, remembers), keys, hparams)
         metrics |= info
 
@@ -431,7 +434,7 @@ def hnpg(env: Env, config: Config = Config()) -> Algorithm:
     def act(state: State, memory: Memory, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
         with jax.default_matmul_precision(precision):
             one, before = jax.tree.map(lambda x: x[None], (obs, memory))
-            found = remember(state.params, one, before, jnp.zeros(1, bool))
+            found = remember("policy", state.params, one, before, jnp.zeros(1, bool))
             seen, after = jax.tree.map(lambda x: x[0], found)
             policy = policy_at(state.params["policy"], seen)
         return acting.choose(env, Output(policy, jnp.float32(0.0), {}), key), after

@@ -191,7 +191,8 @@ def ppo(
     Raises:
       ValueError: counts that are not positive, a rollout that does not split evenly into minibatches, an unknown
         choice, heads that the objective needs and the network lacks, a `config.network` of another class, `vtrace` for
-        an older policy with an objective that weights by the ratio too, or `separate` for a network with memory.
+        an older policy with an objective that weights by the ratio too, or `separate` for a network whose policy
+        and value share a core.
 
     Example:
       >>> import jaxrl

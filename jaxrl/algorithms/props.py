@@ -7,10 +7,10 @@ One step of the algorithm, with its shapes:
 
     J times
       behavior     φ ← θ, then num_behavior_epochs times: shuffle what is left in the buffer, one optimizer step on
-                   E[max(r, clip(r, 1-ε, 1+ε))] + λ E[KL(π_θ ‖ π_φ)],  r = π_φ(a|s) / π_θ(a|s)     [b, T, B]
+                   E[max(r, clip(r, 1-ε, 1+ε))] + λ E[KL(π_θ ‖ π_φ)],  r = π_φ(a|s) / π_θ(a|s)     [T, b B]
       collect      T/J steps in B environments with π_φ, into the buffer                         [T/J, B]
-    estimate       policy, value and log-probability of the whole buffer under θ                 [b, T, B]
-                   advantages and value targets                                                  [b, T, B]
+    estimate       policy, value and log-probability of the whole buffer under θ                 [T, b B]
+                   advantages and value targets                                                  [T, b B]
     update         θ by PPO: num_epochs times shuffle into M minibatches                         [M, N/M], N = b T B
 
 With a memory, minibatches are of whole rows of T steps, and each rollout keeps the memory that it began with: that of

@@ -249,8 +249,14 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
 
     recurrent = actor_net.recurrent
 
-    def initial_memory(batch_shape: tuple[int, ...] = ()) -> Networks:
+    def initial_memory(batch_shape: tuple[int, ...] = ()) -> Memory:
+        if not recurrent:
+            return ()
         return Networks(actor_net.initial_memory(batch_shape), critic_net.initial_memory(batch_shape))
+
+    def of_both(memory: Memory) -> Networks:
+        """The memories of policy and critic, each () without one."""
+        return memory if recurrent else Networks((), ())
 
     def squashed(outputs: tuple[Array, Array], min_std: Float[Array, ""]) -> TanhGaussian:
         mean, log_std = outputs
@@ -317,7 +323,7 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
             reward, reward_scale = reward_scaling.scale_rewards(reward_scale, reward, batch.ended, hparams.gamma)
         reward = hparams.reward_scale * reward
         # Successors do not follow one another: each is seen with what was remembered at its predecessor.
-        flat_obs, remembered = trees.flatten_time((next_obs, batch.memory))
+        flat_obs, remembered = trees.flatten_time((next_obs, of_both(batch.memory)))
         never = jnp.zeros(batch_size, bool)
         outputs, _ = apply_step(actor_net, state.params.policy.network, flat_obs, remembered.policy, never)
         next_policy = squashed(outputs, hparams.min_std)
@@ -346,7 +352,7 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
             action=batch.action,
             reward=reward,
             target=target,
-            old=policy_at(state.params.policy.network, obs, state.actor.memory, batch.start, hparams.min_std),
+            old=policy_at(state.params.policy.network, obs, of_both(state.actor.memory), batch.start, hparams.min_std),
             next_features=next_features,
             goes_on=1.0 - batch.terminated.astype(jnp.float32),
         )
@@ -415,12 +421,12 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
 
         # --- Collect ---------------------------------------------------------------------------------------------
         def behave(noise: Array, obs: Observation, memory: Any, start: Array) -> tuple[Any, Any, Memory, Any]:
-            obs, networks = see(state, obs), state.params
-            outputs, of_policy = apply_step(actor_net, networks.policy.network, obs, memory.policy, start)
+            obs, networks, before = see(state, obs), state.params, of_both(memory)
+            outputs, of_policy = apply_step(actor_net, networks.policy.network, obs, before.policy, start)
             action = squashed(outputs, hparams.min_std).sample_from(noise)
             # Of the critic only what it remembers is used; the rest is not computed.
-            _, of_critic = apply_step(critic_net, networks.critic, obs, memory.critic, start, action)
-            return action, to_env_action(space, action), Networks(of_policy, of_critic), ()
+            _, of_critic = apply_step(critic_net, networks.critic, obs, before.critic, start, action)
+            return action, to_env_action(space, action), Networks(of_policy, of_critic) if recurrent else (), ()
 
         noise = jax.random.normal(key_noise, (config.num_steps, config.num_envs, size))
         actor, batch, metrics = rollout.collect(key_collect, env, hparams.env, state.actor, behave, noise, reset)
@@ -431,7 +437,7 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
         # --- Update ----------------------------------------------------------------------------------------------
         def update(carry: tuple[Networks, Networks], row: tuple[_Sample, Any, Key]) -> tuple[Any, Metrics]:
             (params, opt_state), (sample, memory, key) = carry, row
-            memory = memory if recurrent else Networks((), ())
+            memory = of_both(memory)
             gradient, info = jax.grad(critic_loss, has_aux=True)(params.critic, sample, memory, hparams)
             info["gradient/critic_norm"] = optax.tree.norm(gradient)
             updates, critic_opt_state = transform.update(gradient, opt_state.critic, params.critic)
@@ -468,14 +474,14 @@ def reppo(env: Env, config: Config = Config()) -> Algorithm:
         ), metrics
 
     def act(state: State, memory: Any, obs: Observation, key: Key | None) -> tuple[Action, Memory]:
-        one, before = jax.tree.map(lambda x: x[None], (see(state, obs), memory.policy))
+        one, before = jax.tree.map(lambda x: x[None], (see(state, obs), of_both(memory).policy))
         with jax.default_matmul_precision(precision):
             found = apply_step(actor_net, state.params.policy.network, one, before, jnp.zeros(1, bool))
         outputs, after = jax.tree.map(lambda x: x[0], found)
         policy = squashed(outputs, state.min_std)
         # What the critic remembers is not read here.
         action = to_env_action(space, policy.mode() if key is None else policy.sample(key))
-        return action, dataclasses.replace(memory, policy=after)
+        return action, dataclasses.replace(memory, policy=after) if recurrent else ()
 
     return Algorithm(
         init, step, act, hyperparams, initial_memory, env_steps=batch_size, name="reppo", env=env, config=config

@@ -129,8 +129,9 @@ class ActorCritic(nn.Module):
         """Memory at the start of an episode, leaves [*batch_shape, ...]; `()` without memory."""
         if not self.recurrent:
             return ()
-        memory = CORES[self.memory](self.memory_size, parent=None).initial_memory(batch_shape)
-        return memory if self.share_core or not self.critic else (memory, memory)
+        # Of each core its own arrays: one put into a state twice could not be donated.
+        fresh = lambda: CORES[self.memory](self.memory_size, parent=None).initial_memory(batch_shape)
+        return fresh() if self.share_core or not self.critic else (fresh(), fresh())
 
     @nn.compact
     def __call__(self, obs: Any, memory: Memory = (), start: Bool[Array, "..."] | None = None) -> tuple[Output, Memory]:
@@ -353,6 +354,11 @@ def _inputs_of_one(net: ActorCritic, obs: Observation, memory: Memory) -> tuple[
     if not net.recurrent:
         return (obs,)
     return jax.tree.map(lambda x: x[None, None], obs), jax.tree.map(lambda x: x[None], memory), jnp.zeros((1, 1), bool)
+
+
+def is_core(name: str) -> bool:
+    """Whether a module of an `ActorCritic` is a recurrent core, by its name."""
+    return name in ("core", "actor_core", "critic_core")
 
 
 def only_value_reads(path: tuple[Any, ...]) -> bool:

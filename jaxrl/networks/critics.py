@@ -170,8 +170,8 @@ class ActionCritic(Remembering):
         active = jax.nn.silu(features)
         output = nn.Dense(self.num_outputs, name="output")(_hidden(active, config.head_hidden, config.norm))
         if self.num_outputs > 1:
-            start = self.param("offset", lambda _: jnp.zeros(self.num_outputs) if offset is None else offset)
-            output = output + jnp.broadcast_to(_OFFSET_SCALE * start, output.shape)
+            begin = self.param("offset", lambda _: jnp.zeros(self.num_outputs) if offset is None else offset)
+            output = output + jnp.broadcast_to(_OFFSET_SCALE * begin, output.shape)
         if not self.forecasts:
             return CriticOutput(output, features, features, jnp.zeros(features.shape[:-1])), memory
         ahead = _hidden(active, config.head_hidden, config.norm)
@@ -255,7 +255,7 @@ def action_critic(
       The module; equal arguments give the same one.
 
     Raises:
-      ValueError: a width or `num_outputs` is not positive, or there is no feature layer.
+      ValueError: a width or `num_outputs` is not positive, there is no feature layer, or `norm` or `memory` is unknown.
 
     Example:
       >>> critic = action_critic(spaces.box(-1.0, 1.0, (3,)), 5, CriticConfig(features=(8,), head_hidden=()))
@@ -284,7 +284,7 @@ def squashed_actor(
       The module; equal arguments give the same one.
 
     Raises:
-      ValueError: the actions are no bounded `Box`, or a width is not positive.
+      ValueError: the actions are no bounded `Box`, a width is not positive, or `norm` or `memory` is unknown.
 
     Example:
       >>> actor = squashed_actor(spaces.box(-1.0, 1.0, (3,)), spaces.box(-2.0, 2.0, (2,)), CriticConfig((8,)))

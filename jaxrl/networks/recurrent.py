@@ -63,8 +63,8 @@ class LSTM(nn.Module):
 
     def initial_memory(self, batch_shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
         """Zeros (cell, hidden), each [*batch_shape, size]."""
-        zeros = jnp.zeros((*batch_shape, self.size), jnp.float32)
-        return zeros, zeros
+        # Two arrays: one put into a state twice could not be donated.
+        return jnp.zeros((*batch_shape, self.size), jnp.float32), jnp.zeros((*batch_shape, self.size), jnp.float32)
 
     @nn.compact
     def __call__(self, memory: Any, x: Float[Array, "T B D"], start: Bool[Array, "T B"]) -> tuple[Any, Array]:

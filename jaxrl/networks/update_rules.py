@@ -17,7 +17,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, PyTree
 
-from jaxrl.networks.actor_critic import ActorCritic, only_value_reads
+from jaxrl.networks.actor_critic import ActorCritic, is_core, only_value_reads
 from jaxrl.networks.torsos import Conv, activation_function
 from jaxrl.ops import trees
 from jaxrl.types import Key, memoize
@@ -125,7 +125,7 @@ def unit_activity(net: ActorCritic, params: PyTree, *inputs: Any) -> PyTree:
 
     def of(path: tuple[Any, ...], leaf: Array) -> Array:
         collection, *module, _ = trees.path_name(path).split(".") if len(path) > 2 else ("", "")
-        if collection != "params" or module[0].endswith("core"):
+        if collection != "params" or is_core(module[0]):
             return jnp.ones(1)
         node, hidden = layers, _is_hidden(module[0])
         for name in module[:-1]:
@@ -369,7 +369,7 @@ def _layer(path: tuple[Any, ...]) -> tuple[Any, ...]:
     if collection != "params":
         return (4,)
     if not _is_hidden(module[0]):
-        return (2,) if module[0].endswith("core") else (3,)
+        return (2,) if is_core(module[0]) else (3,)
 
     def place(name: str) -> tuple[int, int]:
         kind, _, index = name.rpartition("_")

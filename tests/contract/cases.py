@@ -710,6 +710,19 @@ CASES = {
         },
         slow=True,
     ),
+    "hnpg-recurrent-hybrid": Case(
+        "hnpg",
+        _hnpg("probe/Credit", hybrid=True, memory="lstm", memory_size=4, length=4),
+        {"max_kl": 0.05, "max_grad_norm": 1.0, "replay": _rows()},
+        {},
+        {
+            **_CPU,
+            "replay.pointer": "of a full buffer",
+            "num_action_samples": "not with discrete actions",
+            "backtrack_factor": "the whole step is good; hnpg-continuous shortens it",
+        },
+        slow=True,
+    ),
     "hnpg-recurrent": Case(
         "hnpg",
         _hnpg("probe/Memory", memory="gru", memory_size=4, length=4),

@@ -53,4 +53,6 @@ def test_memory(name, memory):
 
 @of_names(quick={"ppo", "trpo", "props", "harpg", "mac"})
 def test_images(name):
+    if name == "reppo":
+        pytest.skip("no environment here has images and a Box of actions")
     assert traced(name, "gymnax/Breakout-MinAtar")["episode/count"].shape == ()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import jaxrl
-from jaxrl import datasets, rollout
+from jaxrl import datasets, rollout, spaces
 from jaxrl.algorithms import hnpg
 from jaxrl.buffers import Experience
 from jaxrl.envs import locks
 from jaxrl.networks.control import ControlConfig
-from jaxrl.networks.history import History, apply_step, init_params
+from jaxrl.networks.history import History, apply_step, apply_with_successors, init_params
 
 SMALL = {"num_envs": 16, "num_steps": 16, "network": ControlConfig(hidden=(32,), num_critics=1, activation="tanh")}
 GAMMA = 0.5
@@ -132,6 +132,20 @@ def test_without_a_dataset_it_learns_from_its_rollouts():
     assert (got >= 0.95).all(), got
 
 
+def test_successors_are_seen_with_what_was_remembered_before_them():
+    net = History(spaces.box(-1.0, 1.0, (3,)), size=4)
+    draws = jax.random.split(jax.random.key(1), 4)
+    obs, next_obs = jax.random.normal(draws[0], (5, 2, 3)), jax.random.normal(draws[1], (5, 2, 3))
+    start = jax.random.bernoulli(draws[2], 0.4, (5, 2))
+    params, memory = init_params(net, draws[3], obs[0, 0]), net.initial_memory((2,)) + 0.3
+    now, after = apply_with_successors(net, params, obs, next_obs, memory, start)
+    np.testing.assert_allclose(now, net.apply(params, obs, memory, start)[0], atol=1e-6)
+    for t in range(5):
+        _, memory = apply_step(net, params, obs[t], memory, start[t])
+        expected, _ = apply_step(net, params, next_obs[t], memory, jnp.zeros(2, bool))
+        np.testing.assert_allclose(after[t], expected, atol=1e-6)
+
+
 def test_windows_begin_with_the_memory_that_was_there():
     """A rollout cut into windows of 3 says at each step what it said as a whole; with other memories it does not."""
     env = jaxrl.make_env("probe/Memory")
@@ -170,7 +184,7 @@ def test_a_memory_is_learned_from_the_dataset():
     actor = rollout.start(jax.random.key(0), env, params, 64, (), reset)
     _, batch, _ = rollout.collect(jax.random.key(2), env, params, actor, at_random, draws, reset)
     rows = Experience(batch.obs, batch.action, batch.reward, batch.terminated, batch.truncated, batch.next_obs)
-    sizes = {"num_envs": 16, "num_steps": 32, "num_evaluations": 2, "num_updates": 10, "batch_size": 128, "length": 8}
+    sizes = {"num_envs": 16, "num_steps": 30, "num_evaluations": 2, "num_updates": 10, "batch_size": 120, "length": 6}
     layers = ControlConfig(hidden=(16,), num_critics=1, activation="tanh")
 
     def learned(memory):
