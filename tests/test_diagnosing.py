@@ -108,7 +108,7 @@ REFUSED = {
     ),
     "dqn-projections": "members of an ensemble",
 }
-NEEDS_DATA = ("hnpg-hybrid",)
+NEEDS_DATA = ("hnpg-hybrid", "hnpg-recurrent-hybrid")
 ORDINARY = ("ppo-discrete", "stream_q", "harpg", "props", "mac")
 
 
