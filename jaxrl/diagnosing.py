@@ -157,7 +157,9 @@ def _reads(algorithm: Algorithm, learner: Any, memory: Memory, obs: Observation)
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        is_layer = context.method_name == "__call__" and args and module.has_variable("params", "kernel")
+        # A recurrent core takes its memory first, which may be several arrays; what it reads besides has a layer too.
+        is_layer = context.method_name == "__call__" and args and hasattr(args[0], "ndim")
+        is_layer = is_layer and module.has_variable("params", "kernel")
         # Two layers that read the same are one.
         if is_layer and not any(read.features is args[0] for read in found):
             found.append(_Read(f"{len(found)}/{'/'.join(module.path)}", args[0]))

@@ -21,8 +21,9 @@ GRU = NetworkConfig(hidden=(16,), memory="gru", memory_size=16)
 VALUES = QNetworkConfig(hidden=(32, 32), layer_norm=True, memory="gru", memory_size=16)
 SMALL = ControlConfig(hidden=(16,), num_critics=1, activation="tanh")
 LAYERS = CriticConfig(actor_hidden=(32,), features=(32,), head_hidden=(32,), memory="gru", memory_size=16)
-# name: (iterations, config, hyperparameters). Episodes have 4 steps, of which most rollouts and windows are no multiple:
-# what is to be kept in mind is often on the other side of a cut.
+# name: (iterations, config, hyperparameters)
+# Episodes have 4 steps, of which most rollouts and windows are no multiple: what is to be kept in mind is often on the
+# other side of a cut.
 SETTINGS = {
     "props": (
         60,
