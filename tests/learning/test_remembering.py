@@ -133,12 +133,13 @@ def test_a_rollout_in_the_buffer_keeps_the_memory_that_it_began_with():
     agent = jaxrl.make("props", jaxrl.make_env("probe/Memory"), network=GRU, **config, **parts)
     hparams = agent.hyperparams()
     first = agent.init(jax.random.key(0), hparams)
-    second, _ = jax.jit(agent.step)(first, hparams)
-    third, _ = jax.jit(agent.step)(second, hparams)
+    step = jax.jit(agent.step)
+    second, _ = step(first, hparams)
+    third, _ = step(second, hparams)
     assert float(jnp.abs(second.actor.memory).max()) > 0.0
     np.testing.assert_array_equal(third.buffer.memory[0], jnp.zeros((2, 16)))
     np.testing.assert_array_equal(third.buffer.memory[1], second.actor.memory)
-    fourth, _ = jax.jit(agent.step)(third, hparams)
+    fourth, _ = step(third, hparams)
     np.testing.assert_array_equal(fourth.buffer.memory[0], third.actor.memory)
     np.testing.assert_array_equal(fourth.buffer.memory[1], second.actor.memory)
 
@@ -158,7 +159,7 @@ def test_rollouts_side_by_side_are_as_alone():
         np.testing.assert_allclose(together.value.reshape((5, 3, 2))[:, i], alone.value, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mac", "ppo", "reppo", "hnpg"])
+@pytest.mark.parametrize("name", ["mac", "ppo", *(pytest.param(x, marks=pytest.mark.slow) for x in ("reppo", "hnpg"))])
 def test_a_fresh_state_can_be_donated(name):
     """No array is in it twice, two cores or not."""
     small = NetworkConfig(hidden=(4,), memory="lstm", memory_size=4, share_core=name != "ppo")
