@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxrl import spaces
 from jaxrl.networks.initializers import initialize, orthogonal
-from jaxrl.networks.recurrent import CORES
+from jaxrl.networks.recurrent import CORES, initial_memory
 from jaxrl.networks.torsos import MLP, Encoder, activation_function
 from jaxrl.ops import distributions, trees
 from jaxrl.types import Key, Memory, Observation, memoize
@@ -127,11 +127,9 @@ class ActorCritic(nn.Module):
 
     def initial_memory(self, batch_shape: tuple[int, ...] = ()) -> Memory:
         """Memory at the start of an episode, leaves [*batch_shape, ...]; `()` without memory."""
-        if not self.recurrent:
-            return ()
         # Of each core its own arrays: one put into a state twice could not be donated.
-        fresh = lambda: CORES[self.memory](self.memory_size, parent=None).initial_memory(batch_shape)
-        return fresh() if self.share_core or not self.critic else (fresh(), fresh())
+        fresh = lambda: initial_memory(self.memory, self.memory_size, batch_shape)
+        return (fresh(), fresh()) if self.recurrent and self.separate and self.critic else fresh()
 
     @nn.compact
     def __call__(self, obs: Any, memory: Memory = (), start: Bool[Array, "..."] | None = None) -> tuple[Output, Memory]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxrl import spaces, validation
 from jaxrl.networks.initializers import initialize
-from jaxrl.networks.recurrent import CORES
+from jaxrl.networks.recurrent import CORES, initial_memory
 from jaxrl.networks.torsos import Encoder
 from jaxrl.types import Key, Memory, Observation, memoize
 
@@ -86,9 +86,7 @@ class Remembering(nn.Module):
 
     def initial_memory(self, batch_shape: tuple[int, ...] = ()) -> Memory:
         """Memory at the start of an episode, leaves [*batch_shape, ...]; `()` without memory."""
-        if not self.recurrent:
-            return ()
-        return CORES[self.config.memory](self.config.memory_size, parent=None).initial_memory(batch_shape)
+        return initial_memory(self.config.memory, self.config.memory_size, batch_shape)
 
     def _see(self, obs: Any, memory: Memory, start: Array | None) -> tuple[Array, Memory]:
         """What is known of observations, and the memory after the last of them."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxrl import spaces
 from jaxrl.networks.initializers import initialize
-from jaxrl.networks.recurrent import CORES
+from jaxrl.networks.recurrent import CORES, initial_memory
 from jaxrl.networks.torsos import Encoder
 from jaxrl.types import Key, Memory, Observation
 
@@ -39,7 +39,7 @@ class History(nn.Module):
 
     def initial_memory(self, batch_shape: Sequence[int] = ()) -> Memory:
         """Memory at the start of an episode, leaves [*batch_shape, ...]."""
-        return CORES[self.memory](self.size, parent=None).initial_memory(tuple(batch_shape))
+        return initial_memory(self.memory, self.size, batch_shape)
 
     @nn.compact
     def __call__(

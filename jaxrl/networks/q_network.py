@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxrl import spaces, validation
 from jaxrl.networks.initializers import initialize, orthogonal
-from jaxrl.networks.recurrent import CORES
+from jaxrl.networks.recurrent import CORES, initial_memory
 from jaxrl.networks.torsos import MLP, Encoder, activation_function
 from jaxrl.types import Key, Memory, Observation, memoize
 
@@ -142,9 +142,7 @@ class QNetwork(nn.Module):
 
     def initial_memory(self, batch_shape: tuple[int, ...] = ()) -> Memory:
         """Memory at the start of an episode, leaves [*batch_shape, ...]; `()` without memory."""
-        if not self.recurrent:
-            return ()
-        return CORES[self.config.memory](self.config.memory_size, parent=None).initial_memory(batch_shape)
+        return initial_memory(self.config.memory, self.config.memory_size, batch_shape)
 
     @nn.compact
     def __call__(

@@ -6,6 +6,7 @@ Shared contract: `__call__(memory, x [T, B, D], start [T, B]) -> (memory, y [T, 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from jaxrl.networks.initializers import orthogonal
 from jaxrl.ops import trees
+from jaxrl.types import Memory
 
 
 class GRU(nn.Module):
@@ -153,3 +155,21 @@ class S5(nn.Module):
 
 
 CORES = {"gru": GRU, "lstm": LSTM, "s5": S5}
+"""Cores by the name that a network's settings have."""
+
+
+def initial_memory(name: str, size: int, batch_shape: Sequence[int] = ()) -> Memory:
+    """Memory of a core at the start of an episode.
+
+    Args:
+      name: of `CORES`, or none.
+      size: width of the core.
+      batch_shape: leading axes.
+
+    Returns:
+      Leaves [*batch_shape, ...], each an array of its own; () for none.
+
+    >>> initial_memory("none", 8), initial_memory("gru", 8, (3,)).shape
+    ((), (3, 8))
+    """
+    return () if name == "none" else CORES[name](size, parent=None).initial_memory(tuple(batch_shape))
